@@ -1,0 +1,56 @@
+# Trident's commands. `make help` lists them. Everything is installed below this folder; nothing needs root.
+
+VENV        := .venv
+TRITON_VENV := .venv-triton
+BIN         := $(VENV)/bin
+# `cpu` or `gpu`: which onnxruntime package is installed (`make setup RUNTIME=gpu`).
+RUNTIME     ?= cpu
+# `uv` installs in seconds; `pip` is for machines whose package index is configured for pip alone.
+INSTALLER   ?= uv
+ARGS        ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready $(TRITON_VENV)/.ready  ## install everything into .venv and .venv-triton
+
+$(VENV)/.ready: pyproject.toml constraints.txt scripts/setup.sh
+	@INSTALLER=$(INSTALLER) scripts/setup.sh $(VENV) constraints.txt '.[all,$(RUNTIME)]'
+
+$(TRITON_VENV)/.ready: pyproject.toml constraints-triton.txt scripts/setup.sh $(VENV)/.ready
+	@INSTALLER=$(INSTALLER) scripts/setup.sh $(TRITON_VENV) constraints-triton.txt '.[triton]'
+
+demo: setup  ## train, export, deploy to three servers, verify, load-test, report, clean up
+	@$(BIN)/trident demo $(ARGS)
+
+test: setup  ## the fast tests (under a minute)
+	@$(BIN)/pytest $(ARGS)
+
+test-integration: setup  ## the tests that start the real servers
+	@$(BIN)/pytest -m integration $(ARGS)
+
+test-all: setup  ## every test that this machine can run
+	@$(BIN)/pytest -m 'not gpu' $(ARGS)
+
+lint: setup  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup  ## let ruff rewrite the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: $(VENV)/.ready  ## choose new exact versions within pyproject's bounds
+	@scripts/lock.sh
+
+clean:  ## stop the servers, remove the environments and all artifacts
+	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
+	rm -rf $(VENV) $(TRITON_VENV) artifacts .mypy_cache .pytest_cache .ruff_cache
+
+.PHONY: help setup demo test test-integration test-all lint format lock clean

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Resolve pyproject.toml anew and write the exact versions. Two files, because Triton's environment has an older numpy.
+set -euo pipefail
+uv=${UV:-.venv/bin/uv}
+common=(pip compile pyproject.toml --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet)
+$uv "${common[@]}" --extra all --extra cpu --extra gpu -o constraints.txt
+$uv "${common[@]}" --extra triton -o constraints-triton.txt
