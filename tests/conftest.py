@@ -1,0 +1,55 @@
+"""Bundles that many tests share: made once per run, by the real training and export."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from serving.bundle import Bundle
+from serving.settings import ServingSettings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRIDENT_* variables of whoever runs the tests do not count."""
+    for name in os.environ:
+        if name.startswith("TRIDENT_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A digits model after one epoch."""
+    from tests.training_runs import train_digits
+
+    return train_digits(tmp_path_factory.mktemp("run"), epochs=1).checkpoint
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root folder of the bundles."""
+    return tmp_path_factory.mktemp("bundles")
+
+
+@pytest.fixture(scope="session")
+def digits(checkpoint: Path, bundles: Path) -> Bundle:
+    """`digits:1`."""
+    from training.export import export_checkpoint
+
+    return export_checkpoint(checkpoint, bundles, say=lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def other_weights(digits: Bundle, bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle named `digits:1` like the other, with other weights."""
+    from tests.training_runs import train_digits
+    from training.export import export_checkpoint
+
+    run = train_digits(tmp_path_factory.mktemp("run"), epochs=1, seed=1)
+    return export_checkpoint(run.checkpoint, tmp_path_factory.mktemp("other-bundles"), say=lambda _: None)
+
+
+@pytest.fixture
+def settings(digits: Bundle, bundles: Path) -> ServingSettings:
+    """Settings that serve `digits:1` in one thread."""
+    return ServingSettings(bundles=bundles, models=("digits:1",), threads=1)
