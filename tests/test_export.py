@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from serving.bundle import Bundle, list_bundles
+from serving.manifest import ImageInput, Origin
+from tests.pictures import encoded, gradient
+from training.errors import ExportError
+from training.export import Exportable, export_bundle
+from training.models import Classifier, Servable
+
+
+class Tiny(nn.Module):
+    """Three classes: the mean of each channel, scaled."""
+
+    def __init__(self, trained_at: float = 1.0) -> None:
+        super().__init__()
+        self.scale = trained_at
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) * self.scale
+
+
+class OffWhenTraced(Tiny):
+    """A model whose exported form is wrong: tracing freezes a branch that eager execution would not take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits + 1e-3 * torch.arange(3) if torch._C._get_tracing_state() else logits
+
+
+def exportable(network: nn.Module) -> Exportable:
+    spec = ImageInput(height=8, width=8)
+    pictures = [(f"{i}.png", encoded(gradient(8 + i, 9 + i))) for i in range(8)]
+    sample = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+    return Exportable(
+        servable=Servable(Classifier(network, (0.5,) * 3, (0.25,) * 3)),
+        model="tiny",
+        labels=("r", "g", "b"),
+        input=spec,
+        origin=Origin(kind="trained", source="test", architecture="tiny", dataset="none"),
+        golden=pictures,
+        sample=sample,
+    )
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def test_the_signature_is_the_contract(digits: Bundle) -> None:
+    graph = onnx.load(digits.file(digits.artefact("onnx"))).graph
+    (image,), (probabilities,) = graph.input, graph.output
+    assert (image.name, probabilities.name) == ("image", "probabilities")
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert probabilities.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    axes = [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim]
+    assert axes == ["batch", 3, 32, 32]
+
+
+def test_the_onnx_file_is_self_contained_and_tells_nothing_of_this_machine(digits: Bundle) -> None:
+    path = digits.file(digits.artefact("onnx"))
+    onnx.checker.check_model(path)
+    assert {entry.name for entry in digits.path.iterdir()} == {"manifest.json", "model.onnx", "model.pt", "golden"}
+    assert str(Path(torch.__file__).parent).encode() not in path.read_bytes()
+
+
+def test_the_manifest_tells_how_it_was_compared(digits: Bundle) -> None:
+    manifest = json.loads((digits.path / "manifest.json").read_text())
+    for artefact in manifest["artefacts"]:
+        assert artefact["max_abs_difference"] <= 1e-5
+        assert artefact["top1_agreement"] == 1
+        assert artefact["compared_pictures"] > 100
+    assert manifest["origin"]["dataset"] == "digits"
+    assert len(manifest["origin"]["dataset_fingerprint"]) == 64
+    assert {"torch", "onnx", "onnxruntime", "python"} <= manifest["versions"].keys()
+
+
+def test_golden_pictures_show_every_class(digits: Bundle) -> None:
+    assert len(digits.golden_pictures()) == 16
+
+
+def test_versions_count_up(tmp_path: Path) -> None:
+    names = [export_bundle(exportable(Tiny()), tmp_path, say=quiet).name for _ in range(2)]
+    assert names == ["tiny:1", "tiny:2"]
+
+
+def test_a_file_that_disagrees_with_pytorch_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"model\.pt differs from PyTorch.*no bundle was written"):
+        export_bundle(exportable(OffWhenTraced()), tmp_path, say=quiet)
+    assert list_bundles(tmp_path) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_nan_is_no_agreement(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="differs"):
+        export_bundle(exportable(Tiny(float("nan"))), tmp_path, say=quiet)
