@@ -1,0 +1,29 @@
+"""Start the FastAPI service on this machine."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from serving.bundle import Bundle
+from serving.server_plan import Endpoint, ServerPlan, answers_200
+from serving.settings import ServingSettings
+
+
+def plan_fastapi(settings: ServingSettings, bundles: Sequence[Bundle], folder: Path) -> ServerPlan:
+    """The service gets its settings by environment, with the bundles as paths."""
+    served = settings.model_copy(update={"models": tuple(str(bundle.path) for bundle in bundles)})
+    url = f"http://{settings.host}:{settings.ports.fastapi}"
+    environment = (
+        os.environ
+        | served.as_environment()
+        | {"OMP_NUM_THREADS": str(settings.threads_per_worker), "PYTHONUNBUFFERED": "1"}
+    )
+    return ServerPlan(
+        endpoint=Endpoint(server="fastapi", url=url, metrics_url=f"{url}/metrics"),
+        command=(sys.executable, "-m", "serving.fastapi_server"),
+        environment=environment,
+        folder=folder.resolve(),
+        workers_ready=lambda: answers_200(f"{url}/v2/health/ready"),
+        stop_timeout_s=settings.request_timeout_s + 10,
+    )

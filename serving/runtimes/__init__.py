@@ -1,0 +1,79 @@
+"""Runtimes: uint8 pixels `[N, 3, H, W]` in, float32 probabilities `[N, classes]` out. Servers are another matter: each
+can run any of these.
+"""
+
+from typing import Final, Protocol
+
+import numpy as np
+
+from serving.bundle import Bundle
+from serving.errors import BundleError
+from serving.manifest import Precision
+from serving.postprocess import Probabilities
+from serving.preprocess import Pixels, preprocess
+from serving.settings import Device, RuntimeName, ServingSettings
+
+# Largest |difference| to eager PyTorch's probabilities with which a copy of the model counts as right.
+TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 5e-2, "int8": 2e-1}
+
+
+class Runtime(Protocol):
+    """A loaded copy of the model. `infer` blocks; it is safe to call from one thread at a time."""
+
+    def infer(self, pixels: Pixels) -> Probabilities:
+        """Probabilities of a batch."""
+
+
+def open_runtime(bundle: Bundle, runtime: RuntimeName, precision: Precision, device: Device, threads: int) -> Runtime:
+    """Load the bundle's model.
+
+    Raises:
+        BundleError: the bundle has no such artefact.
+        DeploymentError: the runtime or the device is not there.
+    """
+    if runtime == "onnxruntime":
+        from serving.runtimes.onnx_session import OnnxSession
+
+        return OnnxSession(bundle.file(bundle.artefact("onnx", precision)), device, threads)
+    from serving.runtimes.torchscript_module import TorchScriptModule
+
+    return TorchScriptModule(bundle.file(bundle.artefact("torchscript", precision)), device, threads)
+
+
+def ready_runtime(bundle: Bundle, settings: ServingSettings) -> Runtime:
+    """A copy of the model that is loaded, warmed up at every batch size, and has reproduced its golden answers.
+
+    Raises:
+        BundleError: as `open_runtime`, or the answers are not the golden ones.
+    """
+    runtime = open_runtime(bundle, settings.runtime, settings.precision, settings.device, settings.threads_per_worker)
+    warm_up(runtime, bundle, settings.max_batch_size)
+    check_golden(runtime, bundle, settings.precision)
+    return runtime
+
+
+def warm_up(runtime: Runtime, bundle: Bundle, max_batch_size: int) -> None:
+    """Run batches of 1, 2, 4 ... `max_batch_size`, twice each: runtimes allocate and specialise on first sight of a
+    shape.
+    """
+    spec = bundle.manifest.input
+    sizes = sorted({*(2**power for power in range(max_batch_size.bit_length())), max_batch_size})
+    for size in sizes * 2:
+        runtime.infer(np.zeros((size, 3, spec.height, spec.width), np.uint8))
+
+
+def check_golden(runtime: Runtime, bundle: Bundle, precision: Precision) -> None:
+    """Compare with the bundle's golden answers.
+
+    Raises:
+        BundleError: they differ by more than TOLERANCE.
+    """
+    golden = bundle.golden_probabilities()
+    for (name, data), expected in zip(bundle.golden_pictures(), golden, strict=True):
+        difference = float(
+            np.abs(runtime.infer(preprocess(data, bundle.manifest.input)[np.newaxis])[0] - expected).max()
+        )
+        if not difference <= TOLERANCE[precision]:
+            raise BundleError(
+                f"bundle {bundle.name} does not reproduce its golden answer to {name}: off by {difference:.1e}"
+            )

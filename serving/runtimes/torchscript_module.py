@@ -1,0 +1,33 @@
+"""TorchScript by PyTorch, on the CPU or a CUDA device."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from serving.errors import BundleError, DeploymentError
+from serving.postprocess import Probabilities
+from serving.preprocess import Pixels
+from serving.settings import Device
+
+
+class TorchScriptModule:
+    """A bundle's TorchScript file."""
+
+    def __init__(self, path: Path, device: Device, threads: int) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise DeploymentError("device = cuda: this machine has no CUDA device that torch can use")
+        torch.set_num_threads(threads)  # of the whole process
+        self._device = torch.device(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated upstream
+            try:
+                self._module = torch.jit.load(path, map_location=self._device).eval()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                raise BundleError(f"torch cannot load {path}: {error}") from error
+
+    def infer(self, pixels: Pixels) -> Probabilities:
+        """Probabilities of a batch."""
+        with torch.inference_mode():
+            probabilities: Probabilities = self._module(torch.from_numpy(pixels).to(self._device)).cpu().numpy()
+            return probabilities

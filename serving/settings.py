@@ -1,0 +1,143 @@
+"""One set of settings for the three servers: the same cores, threads, batches, queues and limits, each in one unit.
+
+Command line over environment (`TRIDENT_MAX_BATCH_SIZE=16`, `TRIDENT_PORTS__FASTAPI=9000`) over `trident.toml` over
+default. Unknown keys are refused wherever they stand.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from serving.bundle import BUNDLES
+from serving.errors import DeploymentError
+from serving.manifest import Precision
+from serving.preprocess import MAX_IMAGE_PIXELS
+
+SETTINGS_FILE: Final = Path("trident.toml")
+ENV_PREFIX: Final = "TRIDENT_"
+REPOSITORY: Final = Path(__file__).resolve().parents[1]
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+RuntimeName = Literal["onnxruntime", "torchscript"]
+Device = Literal["cpu", "cuda"]
+
+
+class Ports(BaseModel):
+    """TCP ports. TorchServe and Triton open several each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fastapi: Port = 8000
+    torchserve: Port = 8080
+    torchserve_management: Port = 8081
+    torchserve_metrics: Port = 8082
+    torchserve_grpc: Port = 7070
+    torchserve_grpc_management: Port = 7071
+    triton: Port = 8500
+    triton_grpc: Port = 8501
+    triton_metrics: Port = 8502
+
+
+class ServingSettings(BaseSettings):
+    """What every server is asked to do."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
+
+    bundles: Path = Field(default=BUNDLES, description="folder of bundles: <model>/<version>/")
+    models: tuple[str, ...] = Field(
+        default=(), description="MODEL or MODEL:VERSION, the first one is the default model; empty: the newest bundle"
+    )
+
+    runtime: RuntimeName = "onnxruntime"
+    precision: Precision = "fp32"
+    device: Device = "cpu"
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="copies of the model: FastAPI processes, TorchServe workers, Triton instances",
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="threads that each copy computes with; 0: the available cores divided by workers",
+    )
+
+    cores: tuple[int, ...] = Field(
+        default=(), description="numbers of the cores that the local servers may use; empty: all"
+    )
+
+    max_batch_size: int = Field(default=8, ge=1, le=1024)
+    queue_delay_ms: float = Field(
+        default=0.0, ge=0, le=1000, description="how long a request may wait for others to form a batch"
+    )
+    queue_size: int = Field(default=256, ge=1, description="waiting requests beyond which new ones are refused")
+    request_timeout_s: float = Field(default=10.0, gt=0, le=600)
+    start_timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    max_body_bytes: int = Field(default=10 * 2**20, ge=1024, le=2**30)
+    max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, ge=1, le=MAX_IMAGE_PIXELS)
+
+    triton_python: Path = Field(
+        default=REPOSITORY / ".venv-triton/bin/python", description="the environment of Triton, whose numpy is older"
+    )
+
+    host: str = "127.0.0.1"
+    ports: Ports = Ports()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, environment, file; in this order."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, SETTINGS_FILE)
+
+    @property
+    def threads_per_worker(self) -> int:
+        """`threads`, or what the cores allow."""
+        return self.threads or max(1, available_cores() // self.workers)
+
+    def as_environment(self) -> dict[str, str]:
+        """Environment variables from which `load_settings` makes these settings again."""
+        values = self.model_dump(mode="json")
+        return {
+            f"{ENV_PREFIX}{key.upper()}": value if isinstance(value, str) else json.dumps(value)
+            for key, value in values.items()
+        }
+
+
+def load_settings(**given: Any) -> ServingSettings:
+    """The settings in force; `given` are command-line values, of which None means not given.
+
+    Raises:
+        DeploymentError: a key is unknown or a value is bad; the message names it.
+    """
+    known = ServingSettings.model_fields.keys()
+    for variable in os.environ:
+        key = variable.removeprefix(ENV_PREFIX).partition("__")[0].lower()
+        if variable.startswith(ENV_PREFIX) and key not in known:
+            raise DeploymentError(f"{variable} is no setting of Trident; the settings are {', '.join(sorted(known))}")
+    try:
+        return ServingSettings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise DeploymentError(f"bad settings ({SETTINGS_FILE}, environment or command line): {faults}") from error
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its CPU set, and the container's quota (cgroup v2, rounded up)."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, -(-int(quota) // int(period))))
+    except (OSError, ValueError):
+        return cores
