@@ -1,0 +1,44 @@
+"""Probabilities in, answers (JSON text) out, by the postprocessing that all servers share."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from pydantic_core import to_json
+
+from serving.errors import TridentError
+from serving.manifest import Manifest
+from serving.postprocess import TOP_K_HEADER, answer, parse_top_k
+
+
+class TritonPythonModel:
+    """Triton makes one object per instance, each in a process of its own."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the bundle's manifest, which the repository builder put beside this file."""
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Each request gets its own response."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        manifest = self.manifest
+        try:
+            top_k = parse_top_k(_top_k(request))
+        except TridentError as error:
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(f"{error.kind}: {error.message}", pb_utils.TritonError.INVALID_ARG)
+            )
+        rows = pb_utils.get_input_tensor_by_name(request, "probabilities").as_numpy()
+        answers = [[to_json(answer(row, manifest.model, manifest.version, manifest.labels, top_k))] for row in rows]
+        return pb_utils.InferenceResponse([pb_utils.Tensor("answer", np.array(answers, dtype=np.object_))])
+
+
+def _top_k(request: Any) -> object:
+    """The request parameter `top_k`, or the forwarded header, whose name keeps the client's case."""
+    parameters = json.loads(request.parameters())
+    return next((value for name, value in parameters.items() if name.lower() in ("top_k", TOP_K_HEADER)), None)

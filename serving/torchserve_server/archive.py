@@ -1,0 +1,41 @@
+"""A bundle -> TorchServe's model archive (.mar), by torch-model-archiver."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from serving.bundle import Bundle
+from serving.errors import DeploymentError
+
+HANDLER: Final = Path(__file__).with_name("handler.py")
+
+
+def build_archive(bundle: Bundle, model_config: dict[str, Any], store: Path) -> Path:
+    """Pack the whole bundle with the handler and its configuration into `store`; the archive is whole or absent.
+
+    Raises:
+        DeploymentError: torch-model-archiver failed.
+    """
+    manifest = bundle.manifest
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as work:
+        config = Path(work) / "model-config.yaml"
+        config.write_text(yaml.safe_dump(model_config, sort_keys=False))
+        command = [
+            *(str(Path(sys.executable).with_name("torch-model-archiver")), "--model-name", manifest.model),
+            *("--version", str(manifest.version), "--handler", str(HANDLER)),
+            *("--extra-files", str(bundle.path), "--config-file", str(config)),
+            *("--export-path", work, "--archive-format", "zip-store", "--force"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        built = Path(work) / f"{manifest.model}.mar"
+        if done.returncode or not built.is_file():
+            raise DeploymentError(f"torch-model-archiver failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+        archive = store / f"{manifest.model}-{manifest.version}.mar"
+        os.replace(built, archive)
+        return archive

@@ -1,0 +1,105 @@
+"""TorchServe's handler: request bodies in, answers out, by the shared preprocessing and runtimes.
+
+torch-model-archiver copies this file into the archive beside the bundle's files; TorchServe imports it there and
+instantiates its one class. Members of a batch are independent: a bad picture gets its own status, the others their
+answers.
+"""
+
+import base64
+import binascii
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic_core import to_json
+
+from serving.bundle import read_bundle
+from serving.errors import EmptyImageError, RequestError, TridentError
+from serving.postprocess import TOP_K_HEADER, answer, parse_top_k
+from serving.preprocess import Pixels, preprocess
+from serving.runtimes import ready_runtime
+from serving.schemas import problem
+from serving.settings import ServingSettings
+
+log = logging.getLogger(__name__)
+# TorchServe logs a line per request on the root logger, and its metrics as INFO on ts.metrics.
+logging.getLogger().setLevel(logging.WARNING)
+logging.getLogger("ts.metrics").setLevel(logging.INFO)
+log.setLevel(logging.INFO)
+
+
+class TridentHandler:
+    """One copy of the model in one worker process."""
+
+    def initialize(self, context: Any) -> None:
+        """Load the model, warm it up, and reproduce its golden answers; TorchServe calls the worker ready afterwards."""
+        self.settings = ServingSettings(**context.model_yaml_config["trident"])
+        self.bundle = read_bundle(Path(context.system_properties["model_dir"]))
+        self.runtime = ready_runtime(self.bundle, self.settings)
+        log.info(
+            "%s is ready: %s, %d threads", self.bundle.name, self.settings.runtime, self.settings.threads_per_worker
+        )
+
+    def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """Answer a batch: one row per request."""
+        answers: list[bytes] = [b""] * len(rows)
+        members: list[tuple[int, int, Pixels]] = []
+        for index, row in enumerate(rows):
+            started = time.perf_counter()
+            try:
+                top_k = parse_top_k(_header(context, index, TOP_K_HEADER) or row.get("top_k"))
+                pixels = preprocess(_picture(row), self.bundle.manifest.input, self.settings.max_image_pixels)
+                members.append((index, top_k, pixels))
+                context.set_response_header(
+                    index, "Server-Timing", f"decode;dur={(time.perf_counter() - started) * 1000:.3f}"
+                )
+            except TridentError as error:
+                answers[index] = _refuse(context, index, error)
+        if members:
+            self._infer(members, answers, context)
+        return answers
+
+    def _infer(self, members: Sequence[tuple[int, int, Pixels]], answers: list[bytes], context: Any) -> None:
+        started = time.perf_counter()
+        probabilities = self.runtime.infer(np.stack([pixels for _, _, pixels in members]))
+        inference = f"inference;dur={(time.perf_counter() - started) * 1000:.3f}"
+        manifest = self.bundle.manifest
+        for (index, top_k, _), row in zip(members, probabilities, strict=True):
+            answers[index] = to_json(answer(row, manifest.model, manifest.version, manifest.labels, top_k))
+            decode = context.get_response_headers(index)["Server-Timing"]
+            context.set_response_header(index, "Server-Timing", f"{decode}, {inference}")
+            context.set_response_content_type(index, "application/json")
+            context.set_response_status(200, "OK", index)
+
+
+def _header(context: Any, index: int, name: str) -> str | None:
+    """A request header; TorchServe hands them over as the client wrote them, in any case."""
+    headers: Mapping[str, str] = context.get_all_request_header(index)
+    return next((value for key, value in headers.items() if key.lower() == name), None)
+
+
+def _picture(row: Mapping[str, Any]) -> bytes:
+    """The encoded picture: TorchServe calls a raw body `body`, decodes a JSON one, and names multipart fields as the
+    client did.
+    """
+    body = next((row[key] for key in ("body", "file", "data") if row.get(key) is not None), None)
+    if isinstance(body, dict):
+        try:
+            body = base64.b64decode(body["image_b64"], validate=True)
+        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+            raise RequestError("the body must be JSON {'image_b64': '<base64>'}") from error
+    if body is not None and not isinstance(body, bytes | bytearray):
+        raise RequestError("the body must be a picture, a form with a field `file`, or JSON {'image_b64': '<base64>'}")
+    if not body:
+        raise EmptyImageError("the picture has no bytes")
+    return bytes(body)
+
+
+def _refuse(context: Any, index: int, error: TridentError) -> bytes:
+    context.set_response_content_type(index, "application/problem+json")
+    context.set_response_status(error.status, HTTPStatus(error.status).phrase, index)
+    return problem(error.status, error.kind, error.title, error.message).model_dump_json().encode()

