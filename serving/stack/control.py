@@ -1,0 +1,194 @@
+"""Start, find and stop the stack, from another process than its supervisor."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from serving.errors import DeploymentError
+from serving.scratch import remove_scratch
+from serving.server_plan import SERVERS, ServerName
+from serving.settings import ServingSettings
+from serving.stack.ports import check_ports_free, free_ports
+from serving.stack.state import STACK, StackState, log_path, read_state
+
+OnChange = Callable[[StackState], None]
+STOP_TIMEOUT_S: Final = 60.0
+_POLL_S: Final = 0.05
+
+
+def current_stack(folder: Path = STACK) -> StackState | None:
+    """The stack that runs in `folder`, or None."""
+    state = read_state(folder)
+    return state if state is not None and _supervisor(state) is not None else None
+
+
+def start_stack(
+    settings: ServingSettings,
+    servers: Sequence[ServerName],
+    folder: Path = STACK,
+    *,
+    choose_ports: bool = False,
+    owned: bool = False,
+    on_change: OnChange = lambda _: None,
+) -> StackState:
+    """Start the servers and return when all are ready.
+
+    Args:
+        choose_ports: take free ports instead of the ones in `settings`.
+        owned: tie the stack to this process: it stops when this process ends, however that happens.
+        on_change: is called with every new state on the way.
+
+    Raises:
+        DeploymentError: a stack runs already, a port is taken, or a server did not become ready. Then nothing is left
+        running.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _starting(folder):
+        running = current_stack(folder)
+        if running is not None:
+            raise DeploymentError(f"a stack runs already ({', '.join(running.servers)}); stop it with `trident down`")
+        if choose_ports:
+            settings = settings.model_copy(update={"ports": free_ports()})
+        check_ports_free(servers, settings.ports, settings.host)
+        for server in servers:
+            log_path(folder, server).unlink(missing_ok=True)
+        (folder / "state.json").unlink(missing_ok=True)
+        process = _spawn_supervisor(settings, servers, folder, owned=owned)
+        try:
+            state = _until_settled(process, folder, on_change)
+            if not state.ready:
+                raise DeploymentError(_why(state, folder))
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+        return state
+
+
+def stop_stack(folder: Path = STACK, on_change: OnChange = lambda _: None) -> bool:
+    """Stop the stack and wait until every process is gone; remove what a killed stack left. False if none ran.
+
+    Raises:
+        DeploymentError: the supervisor does not end.
+    """
+    state = current_stack(folder)
+    supervisor = _supervisor(state) if state is not None else None
+    if supervisor is None:
+        for server in SERVERS:
+            remove_scratch(folder / server)
+        return False
+    supervisor.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    last = None
+    while supervisor.is_running() and supervisor.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            raise DeploymentError(
+                f"the supervisor (pid {supervisor.pid}) has not stopped within {STOP_TIMEOUT_S:.0f} s"
+            )
+        state = read_state(folder)
+        if state is not None and state != last:
+            on_change(state)
+            last = state
+        time.sleep(_POLL_S)
+    return True
+
+
+@contextmanager
+def running_stack(
+    settings: ServingSettings, servers: Sequence[ServerName], folder: Path = STACK, on_change: OnChange = lambda _: None
+) -> Iterator[StackState]:
+    """A stack on free ports for the duration of a block. It ends with the block, or with this process if that comes
+    first.
+    """
+    state = start_stack(settings, servers, folder, choose_ports=True, owned=True, on_change=on_change)
+    try:
+        yield state
+    finally:
+        stop_stack(folder)
+
+
+_owner_pipes: Final[list[int]] = []  # write ends, open as long as this process lives
+
+
+def _spawn_supervisor(
+    settings: ServingSettings, servers: Sequence[ServerName], folder: Path, *, owned: bool
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "serving.stack.supervisor", str(folder.resolve()), *servers]
+    inherited: tuple[int, ...] = ()
+    if owned:
+        read_end, write_end = os.pipe()
+        _owner_pipes.append(write_end)
+        command += ["--owner-fd", str(read_end)]
+        inherited = (read_end,)
+    with (folder / "supervisor.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, pass_fds=inherited
+        )
+    for descriptor in inherited:
+        os.close(descriptor)
+    assert process.stdin is not None
+    process.stdin.write(settings.model_dump_json().encode())
+    process.stdin.close()
+    return process
+
+
+def _until_settled(process: subprocess.Popen[bytes], folder: Path, on_change: OnChange) -> StackState:
+    last: StackState | None = None
+    while True:
+        ended = process.poll() is not None
+        state = read_state(folder)
+        if state is not None and state != last:
+            on_change(state)
+            last = state
+            if state.settled or any(server.phase == "failed" for server in state.servers.values()):
+                return state
+        if ended:
+            raise DeploymentError(f"the supervisor ended while starting:\n{_tail(folder / 'supervisor.log')}")
+        time.sleep(_POLL_S)
+
+
+def _why(state: StackState, folder: Path) -> str:
+    parts = []
+    for name, server in state.servers.items():
+        if server.phase == "failed":
+            log = log_path(folder, name)
+            tail = _tail(log)
+            parts.append(f"{name} failed: {server.message}" + (f"\nthe last lines of {log}:\n{tail}" if tail else ""))
+    return "\n".join(parts)
+
+
+def _tail(path: Path, lines: int = 15) -> str:
+    try:
+        return "\n".join(f"    {line}" for line in path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def _supervisor(state: StackState) -> psutil.Process | None:
+    """The supervisor's process, if it is alive and the same."""
+    try:
+        process = psutil.Process(state.pid)
+        same = abs(process.create_time() - state.process_created) < 1.0
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None
+
+
+@contextmanager
+def _starting(folder: Path) -> Iterator[None]:
+    """Only one start at a time in a folder."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DeploymentError("another `trident` is starting the stack right now") from error
+        yield

@@ -1,0 +1,64 @@
+"""Whom to ask: addresses given by hand, or the servers of the running stack."""
+
+from collections.abc import Sequence
+
+from serving.bundle import Bundle, find_bundle, read_bundle
+from serving.errors import DeploymentError
+from serving.server_plan import SERVERS, Endpoint, ServerName
+from serving.settings import load_settings
+from serving.stack.control import current_stack
+
+
+def server_names(text: str) -> list[ServerName]:
+    """`all`, or names separated by commas.
+
+    Raises:
+        DeploymentError: an unknown name.
+    """
+    names = list(SERVERS) if text == "all" else [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in SERVERS]
+    if unknown:
+        raise DeploymentError(
+            f"unknown server {', '.join(map(repr, unknown))}; there are {', '.join(SERVERS)}, and all"
+        )
+    return [name for name in SERVERS if name in names]
+
+
+def find_endpoints(servers: str, urls: Sequence[str] | None, model: str | None) -> tuple[list[Endpoint], Bundle]:
+    """Where to ask, and the bundle whose answers are expected.
+
+    Args:
+        servers: as `server_names`; of the running stack.
+        urls: `SERVER=URL`; if there are any, they are asked instead of the stack.
+        model: as `find_bundle`; by default the stack's first model, or with `urls` the newest bundle.
+
+    Raises:
+        DeploymentError: no stack runs, or a server that was asked for is not ready.
+        BundleError: no such bundle.
+    """
+    bundles = load_settings().bundles
+    if urls:
+        return [parse_url(entry) for entry in urls], find_bundle(model, bundles)
+    state = current_stack()
+    if state is None:
+        raise DeploymentError("no stack is running; start it with `trident up`, or name servers with --url")
+    ready = {endpoint.server: endpoint for endpoint in state.endpoints()}
+    names = list(state.servers) if servers == "all" else server_names(servers)
+    missing = [name for name in names if name not in ready]
+    if missing:
+        raise DeploymentError(f"{', '.join(missing)} is not ready; see `trident status`")
+    bundle = read_bundle(state.bundles[0]) if model is None else find_bundle(model, bundles)
+    return [ready[name] for name in names], bundle
+
+
+def parse_url(entry: str) -> Endpoint:
+    """`SERVER=URL`.
+
+    Raises:
+        DeploymentError: it is something else.
+    """
+    server, _, url = entry.partition("=")
+    if server not in SERVERS or not url.startswith(("http://", "https://")):
+        example = "fastapi=http://127.0.0.1:8000"
+        raise DeploymentError(f"--url {entry!r} is not SERVER=URL ({example}); servers are {', '.join(SERVERS)}")
+    return Endpoint(server=server, url=url.rstrip("/"), metrics_url=f"{url.rstrip('/')}/metrics")

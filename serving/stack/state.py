@@ -1,0 +1,81 @@
+"""The state of the stack, as a file: written by the supervisor only, whole at every change; read by everybody else."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.server_plan import Endpoint, ServerName
+from serving.settings import ServingSettings
+
+STACK: Final = Path("artifacts/stack")
+
+Phase = Literal["preparing", "starting", "ready", "restarting", "failed", "stopping", "stopped"]
+
+
+class ServerState(BaseModel):
+    """One server. `message` says why it is in this phase, where that needs saying."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    phase: Phase = "preparing"
+    pid: int | None = None
+    endpoint: Endpoint | None = None
+    restarts: int = 0
+    ready_after_s: float | None = None
+    message: str = ""
+
+
+class StackState(BaseModel):
+    """The stack. It runs if the process `pid` runs and was started at `started_at` (a pid alone may be somebody else's
+    by now).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    pid: int
+    process_created: float
+    started: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    settings: ServingSettings
+    bundles: list[Path]
+    servers: dict[ServerName, ServerState]
+
+    @property
+    def settled(self) -> bool:
+        """Every server is ready or failed."""
+        return all(server.phase in ("ready", "failed") for server in self.servers.values())
+
+    @property
+    def ready(self) -> bool:
+        """Every server is ready."""
+        return all(server.phase == "ready" for server in self.servers.values())
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where the ready servers answer."""
+        return [
+            server.endpoint
+            for server in self.servers.values()
+            if server.phase == "ready" and server.endpoint is not None
+        ]
+
+
+def write_state(state: StackState, folder: Path) -> None:
+    """Replace the state file."""
+    temporary = folder / f".state.{os.getpid()}"
+    temporary.write_text(state.model_dump_json(indent=2) + "\n")
+    temporary.replace(folder / "state.json")
+
+
+def read_state(folder: Path = STACK) -> StackState | None:
+    """The last state that was written, or None."""
+    try:
+        return StackState.model_validate_json((folder / "state.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def log_path(folder: Path, server: ServerName) -> Path:
+    """Where a server's output goes."""
+    return folder / "logs" / f"{server}.log"
