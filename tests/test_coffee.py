@@ -1,0 +1,63 @@
+"""A real ImageNet model: a photograph of a cup of coffee is an espresso, for all three servers."""
+
+import base64
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.server_plan import SERVERS
+from serving.stack.control import current_stack
+from tests.workplace import processes_of, trident
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working folder with the imported model behind three running servers, and the photograph."""
+    from training.pretrained import photographs
+
+    folder = tmp_path_factory.mktemp("coffee")
+    (folder / "coffee.png").write_bytes(dict(photographs())["coffee.png"])
+    trident("import", "efficientnet_lite0", cwd=folder, check=True)
+    trident("up", "--free-ports", cwd=folder, check=True)
+    yield folder
+    trident("down", cwd=folder, check=True)
+    assert processes_of(folder) == []
+
+
+def curl(*arguments: str, cwd: Path) -> list[tuple[str, float]]:
+    done = subprocess.run(["curl", "-sS", "--fail-with-body", *arguments], cwd=cwd, capture_output=True, check=True)
+    return [(entry["label"], entry["probability"]) for entry in json.loads(done.stdout)["predictions"]]
+
+
+def test_curl_in_three_forms(folder: Path) -> None:
+    state = current_stack(folder / "artifacts" / "stack")
+    assert state is not None
+    endpoint = state.servers["fastapi"].endpoint
+    assert endpoint is not None
+    address = f"{endpoint.url}/predict"
+    picture = (folder / "coffee.png").read_bytes()
+    (folder / "coffee.json").write_text(json.dumps({"image_b64": base64.b64encode(picture).decode()}))
+    answers = [
+        curl("-F", "file=@coffee.png", address, cwd=folder),
+        curl("--data-binary", "@coffee.png", "-H", "Content-Type: image/png", address, cwd=folder),
+        curl("--data-binary", "@coffee.json", "-H", "Content-Type: application/json", address, cwd=folder),
+    ]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0][0][0] == "espresso"
+    assert answers[0][0][1] > 0.8
+
+
+def test_predict_shows_espresso_from_all_three(folder: Path) -> None:
+    done = trident("predict", "coffee.png", cwd=folder, check=True)
+    lines = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("coffee.png")]
+    assert [line[1] for line in lines] == list(SERVERS)
+    assert {line[3] for line in lines} == {"espresso"}
+
+
+def test_verify(folder: Path) -> None:
+    assert trident("verify", cwd=folder).returncode == 0

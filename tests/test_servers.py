@@ -1,0 +1,195 @@
+"""The three real servers."""
+
+import base64
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from serving.bundle import Bundle
+from serving.clients.http_client import HttpClient
+from serving.clients.wire import RefusedError
+from serving.server_plan import SERVERS, ServerName
+from serving.stack.control import current_stack
+from serving.stack.state import StackState
+from tests.workplace import leftovers, processes_of, trident
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def folder(digits: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the bundle `digits:1`."""
+    folder = tmp_path_factory.mktemp("servers")
+    shutil.copytree(digits.path, folder / "artifacts" / "bundles" / "digits" / "1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path) -> Iterator[StackState]:
+    """The stack, started and stopped by the command line."""
+    before = leftovers()
+    trident("up", "--free-ports", cwd=folder, check=True)
+    state = current_stack(folder / "artifacts" / "stack")
+    assert state is not None
+    yield state
+    trident("down", cwd=folder, check=True)
+    assert processes_of(folder) == []
+    assert leftovers() <= before
+
+
+def now(folder: Path) -> StackState:
+    state = current_stack(folder / "artifacts" / "stack")
+    assert state is not None
+    return state
+
+
+def url(state: StackState, server: ServerName) -> str:
+    endpoint = state.servers[server].endpoint
+    assert endpoint is not None
+    return endpoint.url
+
+
+def test_up_says_where(running: StackState, folder: Path) -> None:
+    assert running.ready
+    done = trident("status", cwd=folder)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("right") == 3
+    again = trident("up", cwd=folder)
+    assert again.returncode == 1
+    assert "runs already" in again.stderr
+
+
+def test_predict_shows_the_same_answer_from_all_three(running: StackState, folder: Path, digits: Bundle) -> None:
+    picture = digits.path / digits.manifest.golden.pictures[3].file
+    golden = digits.golden_probabilities()[3]
+    done = trident("predict", str(picture), "--top-k", "1", cwd=folder, check=True)
+    lines = [line for line in done.stdout.splitlines() if picture.name in line]
+    assert [line.split()[1] for line in lines] == list(SERVERS)
+    expected = f"{digits.manifest.labels[int(golden.argmax())]} {golden.max():.1%}"
+    assert all(expected in line for line in lines)
+
+
+def test_verify_is_green(running: StackState, folder: Path) -> None:
+    done = trident("verify", cwd=folder)
+    assert done.returncode == 0, done.stdout
+    assert "FAILED" not in done.stdout
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_errors_are_the_clients(running: StackState, digits: Bundle, server: ServerName) -> None:
+    endpoint = running.servers[server].endpoint
+    assert endpoint is not None
+    picture = digits.golden_pictures()[0][1]
+    with HttpClient(endpoint, "digits", 1) as client:
+        for broken in (b"", b"nonsense", picture[:60]):
+            with pytest.raises(RefusedError) as caught:
+                client.predict(broken)
+            assert 400 <= caught.value.code < 500
+        assert len(client.predict(picture, top_k=3).predictions) == 3
+    with HttpClient(endpoint, "nobody") as client, pytest.raises(RefusedError) as caught:
+        client.predict(picture)
+    assert caught.value.code == 404
+
+
+def test_torchserve_reads_the_same_three_forms(running: StackState, digits: Bundle) -> None:
+    address = f"{url(running, 'torchserve')}/predictions/digits"
+    picture = digits.golden_pictures()[0][1]
+    answers = [
+        httpx.post(address, content=picture, headers={"content-type": "image/png"}),
+        httpx.post(address, files={"file": picture}),
+        httpx.post(address, json={"image_b64": base64.b64encode(picture).decode()}),
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert answers[0].json() == answers[1].json() == answers[2].json()
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_an_unmodified_tritonclient_reads_triton(running: StackState, digits: Bundle, protocol: str) -> None:
+    if protocol == "http":
+        import tritonclient.http as protocol_client
+
+        address = url(running, "triton").removeprefix("http://")
+    else:
+        import tritonclient.grpc as protocol_client
+
+        endpoint = running.servers["triton"].endpoint
+        assert endpoint is not None
+        assert endpoint.grpc is not None
+        address = endpoint.grpc
+    client = protocol_client.InferenceServerClient(address)
+    try:
+        picture = protocol_client.InferInput("picture", [1, 1], "BYTES")
+        picture.set_data_from_numpy(np.array([[digits.golden_pictures()[0][1]]], dtype=object))
+        answer = client.infer("digits", [picture], parameters={"top_k": 2}).as_numpy("answer")[0, 0]
+        assert answer.startswith(b'{"model":"digits","version":1,"predictions":[{"label":')
+        assert answer.count(b'"label"') == 2
+    finally:
+        client.close()
+
+
+def test_swapped_weights_are_found(running: StackState, folder: Path, other_weights: Bundle, digits: Bundle) -> None:
+    """Triton's classifier gets the weights of another bundle; verify says which server and which picture."""
+    classifier = folder / "artifacts/stack/triton/model_repository/digits_classifier/1/model.onnx"
+    original = classifier.read_bytes()
+    load = f"{url(running, 'triton')}/v2/repository/models/digits_classifier/load"
+    try:
+        shutil.copyfile(other_weights.path / "model.onnx", classifier)
+        assert httpx.post(load, timeout=60).status_code == 200
+        done = trident("verify", cwd=folder)
+        assert done.returncode == 1
+        assert "triton, golden answers: golden/00.png: probabilities differ" in done.stdout
+        assert "fastapi, golden" not in done.stdout
+        assert "torchserve, golden" not in done.stdout
+        assert trident("status", cwd=folder).returncode in (0, 1)
+    finally:
+        classifier.write_bytes(original)
+        assert httpx.post(load, timeout=60).status_code == 200
+    assert trident("verify", cwd=folder).returncode == 0
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_killed_server_comes_back(running: StackState, folder: Path, server: ServerName) -> None:
+    before = now(folder).servers[server]
+    assert before.pid is not None
+    family = [psutil.Process(before.pid), *psutil.Process(before.pid).children(recursive=True)]
+    os.kill(before.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while (state := now(folder).servers[server]).pid == before.pid or state.phase != "ready":
+        assert time.monotonic() < deadline, state
+        time.sleep(0.1)
+    assert state.restarts == before.restarts + 1
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert trident("verify", "--servers", server, cwd=folder).returncode == 0
+
+
+def test_bench_measures_all_three(running: StackState, folder: Path) -> None:
+    done = trident(
+        *("bench", "--duration-s", "0.5", "--warmup-s", "0.2", "--rounds", "1", "--concurrency", "2"),
+        cwd=folder,
+        check=True,
+    )
+    (report,) = folder.glob("artifacts/results/*/report.html")
+    assert str(report) in done.stdout
+    for server in SERVERS:
+        assert f"{server}" in done.stdout
+    assert "16 of 16" in done.stdout
+    assert trident("report", cwd=folder).returncode == 0
+
+
+def test_the_death_of_the_supervisor_takes_everything_along(folder: Path, running: StackState) -> None:
+    state = now(folder)
+    assert len(processes_of(folder)) >= 4
+    os.kill(state.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while processes_of(folder):
+        assert time.monotonic() < deadline, processes_of(folder)
+        time.sleep(0.2)
+    assert trident("status", cwd=folder).returncode == 1

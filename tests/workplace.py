@@ -1,0 +1,43 @@
+"""A folder in which `trident` is run as its user runs it, and what it may leave behind (nothing)."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+TRIDENT = Path(sys.executable).with_name("trident")
+
+
+def trident(*arguments: str, cwd: Path, timeout: float = 180, check: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with a wide terminal so that tables are not cut."""
+    environment = os.environ | {"COLUMNS": "300"}
+    done = subprocess.run(
+        [TRIDENT, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The living processes that work in or below `folder`, or were started with its path."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = process.cmdline()
+            if process.status() != psutil.STATUS_ZOMBIE and (
+                Path(process.cwd()).is_relative_to(folder) or any(str(folder) in argument for argument in line)
+            ):
+                found.append(f"{process.pid}: {' '.join(line)[:150]}")
+        except (psutil.Error, OSError):
+            continue
+    return [entry for entry in found if not entry.startswith(f"{os.getpid()}:")]
+
+
+def leftovers() -> set[str]:
+    """Trident's shared memory and temporary folders on this machine."""
+    shared = {path.name for path in Path("/dev/shm").glob("trident_*")}
+    return shared | {path.name for path in Path(tempfile.gettempdir()).glob("trident_*")}

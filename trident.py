@@ -1,0 +1,342 @@
+"""Trident's front door: the command line over training, serving and load test.
+
+This file has the flags and their help; what a command does is imported when it runs, so that `trident --help` is quick.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from loadtest.console import Measurable
+    from serving.bundle import Bundle
+
+HELP = """Train an image classifier once, serve it three ways, prove that the answers agree, and measure them honestly.
+
+[bold]train[/] -> [bold]export[/] -> [bold]up[/] -> [bold]verify[/] -> [bold]bench[/] -> [bold]report[/];
+or all of it at once: [bold]demo[/]."""
+BUNDLES = Path("artifacts/bundles")
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False
+)
+console = Console()
+
+BundlesOption = Annotated[Path, typer.Option("--bundles", help="Folder of bundles.")]
+VersionOption = Annotated[int | None, typer.Option(min=1, help="The bundle's version; default: the next one.")]
+ServersOption = Annotated[str, typer.Option("--servers", help="fastapi, torchserve, triton (with commas), or all.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="MODEL, MODEL:VERSION or a bundle's folder; default: the newest bundle.")
+]
+UrlOption = Annotated[
+    list[str] | None,
+    typer.Option("--url", metavar="SERVER=URL", help="Ask this address, not the local stack (repeatable)."),
+]
+
+
+# --- Model
+
+
+@app.command(rich_help_panel="Model")
+def train(
+    data: Annotated[str, typer.Option(help="digits (offline), cifar10, or folder (your own pictures).")] = "digits",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="folder: DIR/<label>/*.jpg or DIR/{train,val,test}/<label>/*.jpg; cifar10: where it lies."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="simple_cnn, resnet, or any torchvision classifier by its name.")
+    ] = "simple_cnn",
+    name: Annotated[str | None, typer.Option(help="The bundle's name; default: the data set's.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="The model's input; default: 32, for folder 224.", show_default=False)
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="At most so many passes over the data.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Pictures per optimiser step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's, at the end of the warm-up.")] = 0.002,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.01,
+    warmup_epochs: Annotated[float, typer.Option(help="Linear warm-up before the cosine.")] = 1,
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a lower validation loss.")] = 10,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto (mixed on CUDA), fp32, bf16 or fp16.")] = "auto",
+    loader_workers: Annotated[int, typer.Option(help="Processes that decode and augment; 0: none of their own.")] = 0,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the run is kept; default: artifacts/runs/<name>/<time>.")
+    ] = None,
+) -> None:
+    """Train a classifier, and keep the best checkpoint.
+
+    [dim]trident train[/]
+    [dim]trident train --data folder --data-dir my_pictures --model resnet18 --name my_model[/]
+    """
+    given = {key: value for key, value in locals().items() if key != "run_dir" and value is not None}
+    from training.console import train_run
+
+    default_name = data_dir.name.lower() if data == "folder" and data_dir is not None else data
+    train_run(given | {"name": name or default_name}, run_dir)
+
+
+@app.command(rich_help_panel="Model")
+def export(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="Default: the newest below artifacts/runs.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The bundle's name; default: the run's.")] = None,
+    version: VersionOption = None,
+    bundles: BundlesOption = BUNDLES,
+) -> None:
+    """Export a checkpoint as ONNX and TorchScript, prove that both agree with PyTorch, and write the bundle."""
+    from training.console import export_run, newest_checkpoint
+
+    export_run(checkpoint or newest_checkpoint(), bundles, name, version)
+
+
+@app.command("import", rich_help_panel="Model")
+def import_(
+    name: Annotated[str, typer.Argument(help="efficientnet_lite0 (offline), or a torchvision classifier.")],
+    version: VersionOption = None,
+    bundles: BundlesOption = BUNDLES,
+) -> None:
+    """Make a bundle of published weights.
+
+    [dim]trident import efficientnet_lite0[/]    ImageNet, 1000 labels, 224x224; needs no network
+    [dim]trident import resnet50[/]              torchvision's weights, downloaded
+    """
+    from training.console import import_run
+
+    import_run(name, bundles, version)
+
+
+@app.command("bundles", rich_help_panel="Model")
+def list_bundles(bundles: BundlesOption = BUNDLES) -> None:
+    """List the bundles."""
+    from training.console import show_bundles
+
+    show_bundles(bundles)
+
+
+# --- Servers
+
+
+@app.command(rich_help_panel="Servers")
+def up(
+    servers: ServersOption = "all",
+    model: Annotated[
+        list[str] | None, typer.Option(help="MODEL or MODEL:VERSION (repeatable); default: the newest bundle.")
+    ] = None,
+    runtime: Annotated[str | None, typer.Option(help="onnxruntime or torchscript.  [default: onnxruntime]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Copies of the model per server.  [default: 1]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads per copy.  [default: cores / workers]")] = None,
+    max_batch_size: Annotated[int | None, typer.Option(help="Pictures per batch, at most.  [default: 8]")] = None,
+    queue_delay_ms: Annotated[
+        float | None, typer.Option(help="How long a request may wait for others.  [default: 0]")
+    ] = None,
+    free_ports: Annotated[bool, typer.Option("--free-ports", help="Take any free ports.")] = False,
+) -> None:
+    """Start the servers in the background; return when all of them give right answers.
+
+    Every setting is also an environment variable (TRIDENT_QUEUE_SIZE=64) and a key in trident.toml.
+    """
+    from serving.console import bring_up
+    from serving.settings import load_settings
+    from serving.stack.endpoints import server_names
+
+    settings = load_settings(
+        models=tuple(model) if model else None,
+        runtime=runtime,
+        workers=workers,
+        threads=threads,
+        max_batch_size=max_batch_size,
+        queue_delay_ms=queue_delay_ms,
+    )
+    bring_up(settings, server_names(servers), free_ports=free_ports)
+
+
+@app.command(rich_help_panel="Servers")
+def status(as_json: Annotated[bool, typer.Option("--json", help="The state as JSON.")] = False) -> None:
+    """Show the servers, and whether each answers a real picture rightly; exit code 1 if one does not."""
+    from serving.console import show_status
+
+    raise typer.Exit(0 if show_status(as_json=as_json) else 1)
+
+
+@app.command(rich_help_panel="Servers")
+def down(quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing.")] = False) -> None:
+    """Stop the servers; return when every process of theirs is gone."""
+    from serving.console import take_down
+
+    take_down(quiet=quiet)
+
+
+@app.command(rich_help_panel="Servers")
+def predict(
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files.", exists=True, dir_okay=False)],
+    server: Annotated[str, typer.Option(help="fastapi, torchserve, triton (with commas), or all.")] = "all",
+    model: ModelOption = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 3,
+    url: UrlOption = None,
+) -> None:
+    """Ask the running servers what is in a picture."""
+    from serving.console import predict_pictures
+    from serving.stack.endpoints import find_endpoints
+
+    endpoints, bundle = find_endpoints(server, url, model)
+    raise typer.Exit(0 if predict_pictures(pictures, endpoints, bundle, top_k) else 1)
+
+
+@app.command(rich_help_panel="Servers")
+def verify(servers: ServersOption = "all", model: ModelOption = None, url: UrlOption = None) -> None:
+    """Prove that every server gives the golden answers and refuses broken pictures; exit code 1 if one does not."""
+    from serving.console import verify_servers
+    from serving.stack.endpoints import find_endpoints
+
+    raise typer.Exit(0 if verify_servers(*find_endpoints(servers, url, model)) else 1)
+
+
+# --- Measurement
+
+
+@app.command(rich_help_panel="Measurement")
+def bench(
+    servers: ServersOption = "all",
+    model: ModelOption = None,
+    url: UrlOption = None,
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="single-stream, sweep (repeatable).  [default: both]")
+    ] = None,
+    concurrency: Annotated[str, typer.Option(help="The sweep's ladder.")] = "2,4,8,16",
+    duration_s: Annotated[float, typer.Option(help="Measured seconds per run.")] = 5,
+    warmup_s: Annotated[float, typer.Option(help="Seconds under the same load before them.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Repetitions, each in a new random order.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
+) -> None:
+    """Measure latency and throughput, and write a report.
+
+    Measures the running stack; or else one of its own, on other cores than the load generator's. A server that does not
+    give the golden answers is not timed, and the exit code is 1.
+    """
+    from loadtest.console import bench_run, bench_settings
+
+    settings = bench_settings(
+        scenarios=scenario,
+        concurrency=concurrency.split(","),
+        duration_s=duration_s,
+        warmup_s=warmup_s,
+        rounds=rounds,
+        seed=seed,
+    )
+    with _measurable(servers, model, url) as measurable:
+        right = bench_run(measurable, settings)
+    raise typer.Exit(0 if right else 1)
+
+
+@app.command(rich_help_panel="Measurement")
+def report(
+    result: Annotated[
+        Path | None, typer.Argument(help="A result's folder or file; default: the newest.", show_default=False)
+    ] = None,
+) -> None:
+    """Write the report of a result again."""
+    from loadtest.console import report_again
+
+    report_again(result)
+
+
+@app.command(rich_help_panel="Measurement")
+def demo() -> None:
+    """All of it: train on handwritten digits, export, deploy to three servers, verify, load-test, report, clean up."""
+    from loadtest.console import bench_run, bench_settings
+    from serving.console import verify_servers
+
+    console.rule("1/4  a model", align="left")
+    bundle = _demo_bundle()
+    console.rule("2/4  three servers", align="left")
+    with _measurable("all", bundle.name, None) as measurable:
+        console.rule("3/4  the same answers?", align="left")
+        agree = verify_servers([target.endpoint for target in measurable.targets], bundle)
+        console.rule("4/4  how fast?", align="left")
+        timed = bench_run(measurable, bench_settings(concurrency=(4, 16), duration_s=3, warmup_s=0.5, rounds=2))
+    raise typer.Exit(0 if agree and timed else 1)
+
+
+def _demo_bundle() -> "Bundle":
+    """The digits bundle: the one that is there, or one from the checkpoint that is there, or trained now."""
+    from serving.bundle import find_bundle
+    from serving.errors import BundleError
+    from training.console import export_run, newest_checkpoint, train_run
+    from training.errors import CheckpointError
+
+    try:
+        bundle = find_bundle("digits")
+    except BundleError:
+        pass
+    else:
+        console.print(f"reusing bundle [bold]{bundle.name}[/]: {bundle.path}")
+        return bundle
+    try:
+        checkpoint = newest_checkpoint("digits")
+        console.print(f"reusing checkpoint {checkpoint}")
+    except CheckpointError:
+        checkpoint = train_run({}).checkpoint
+    return export_run(checkpoint)
+
+
+@contextmanager
+def _measurable(servers: str, model: str | None, url: list[str] | None) -> "Iterator[Measurable]":
+    """What is measured: given addresses, or the running stack, or a stack for this block on cores of its own."""
+    from loadtest.console import Measurable, split_cores
+    from serving.bundle import find_bundle
+    from serving.console import showing_stack
+    from serving.settings import load_settings
+    from serving.stack.control import current_stack, running_stack
+    from serving.stack.endpoints import find_endpoints, server_names
+
+    running = current_stack()
+    if url or running is not None:
+        endpoints, bundle = find_endpoints(servers, url, model)
+        yield Measurable.of(endpoints, bundle, None if url or running is None else running.settings, ())
+        return
+    settings = load_settings()
+    bundle = find_bundle(model, settings.bundles)
+    server_cores, generator_cores = split_cores()
+    settings = settings.model_copy(update={"models": (str(bundle.path),), "cores": settings.cores or server_cores})
+    console.print(f"starting a stack with {bundle.name} for this measurement")
+    with ExitStack() as stack:
+        with showing_stack() as on_change:
+            state = stack.enter_context(running_stack(settings, server_names(servers), on_change=on_change))
+        yield Measurable.of(state.endpoints(), bundle, settings, generator_cores)
+        console.print("stopping the servers")
+
+
+# --- the program
+
+
+def main() -> NoReturn:
+    """The `trident` command: our own errors become one red line, and SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        sys.exit(app())
+    except Exception as error:
+        if not isinstance(error, _our_errors()):
+            raise
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _our_errors() -> tuple[type[Exception], ...]:
+    from loadtest.errors import LoadtestError
+    from serving.errors import TridentError
+    from training.errors import TrainingError
+
+    return (TridentError, TrainingError, LoadtestError)
+
+
+if __name__ == "__main__":
+    main()
