@@ -31,6 +31,22 @@ class RequestError(TridentError):
     title = "Malformed request"
 
 
+class UnauthorizedError(RequestError):
+    """No API key, or a wrong one."""
+
+    status = 401
+    kind = "unauthorized"
+    title = "API key required"
+
+
+class RequestTimeoutError(RequestError):
+    """The request did not arrive whole within `read_timeout_s`."""
+
+    status = 408
+    kind = "request-timeout"
+    title = "Request too slow"
+
+
 class UnknownModelError(RequestError):
     """No such model, or no such version of it."""
 

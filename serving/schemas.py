@@ -28,6 +28,25 @@ class Prediction(BaseModel):
         return self.predictions[0]
 
 
+class PictureResult(BaseModel):
+    """One picture of several: its classes, or why there are none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    predictions: list[ClassProbability] | None = None
+    error: "Problem | None" = None
+
+
+class Predictions(BaseModel):
+    """The answer to several pictures, in their order. Each stands for itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str = Field(examples=["efficientnet_lite0"])
+    version: int = Field(ge=1, examples=[1])
+    results: list[PictureResult]
+
+
 class Problem(BaseModel):
     """An error, as RFC 9457 has it (`application/problem+json`)."""
 

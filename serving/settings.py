@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from serving.bundle import BUNDLES
@@ -23,7 +23,7 @@ REPOSITORY: Final = Path(__file__).resolve().parents[1]
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 RuntimeName = Literal["onnxruntime", "torchscript"]
-Device = Literal["cpu", "cuda"]
+Device = Literal["cpu", "cuda", "tensorrt"]
 
 
 class Ports(BaseModel):
@@ -77,10 +77,16 @@ class ServingSettings(BaseSettings):
         default=0.0, ge=0, le=1000, description="how long a request may wait for others to form a batch"
     )
     queue_size: int = Field(default=256, ge=1, description="waiting requests beyond which new ones are refused")
-    request_timeout_s: float = Field(default=10.0, gt=0, le=600)
+    request_timeout_s: float = Field(default=10.0, gt=0, le=600, description="answer within, or give up")
+    read_timeout_s: float = Field(
+        default=30.0, gt=0, le=600, description="a request must arrive whole within (FastAPI)"
+    )
     start_timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    max_concurrent_requests: int = Field(default=1024, ge=1, description="requests under way per process (FastAPI)")
     max_body_bytes: int = Field(default=10 * 2**20, ge=1024, le=2**30)
     max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, ge=1, le=MAX_IMAGE_PIXELS)
+
+    api_keys: tuple[SecretStr, ...] = Field(default=(), description="if there are any, FastAPI answers only to them")
 
     triton_python: Path = Field(
         default=REPOSITORY / ".venv-triton/bin/python", description="the environment of Triton, whose numpy is older"
@@ -109,6 +115,7 @@ class ServingSettings(BaseSettings):
     def as_environment(self) -> dict[str, str]:
         """Environment variables from which `load_settings` makes these settings again."""
         values = self.model_dump(mode="json")
+        values["api_keys"] = [key.get_secret_value() for key in self.api_keys]
         return {
             f"{ENV_PREFIX}{key.upper()}": value if isinstance(value, str) else json.dumps(value)
             for key, value in values.items()

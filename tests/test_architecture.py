@@ -1,6 +1,7 @@
 """Who may import whom; what a folder may be called; that importing does nothing."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,20 @@ def test_importing_does_nothing() -> None:
     code += "assert threading.active_count() == 1, threading.enumerate()\nassert 'torch' not in sys.modules\n"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "module", ["serving.runtimes.onnx_session", "training.export", "serving.torchserve_server.handler"]
+)
+def test_onnxruntime_sends_nothing_home(module: str, tmp_path: Path) -> None:
+    """Its telemetry leaves a session file in the temporary folder as soon as it is imported, unless it is switched off."""
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    code = f"import {module}; import onnxruntime"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | {"TMPDIR": str(tmp_path)}, cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / ".ses").exists()
 
 
 def test_constraints_name_exact_versions_and_no_address() -> None:

@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from serving.errors import DeploymentError
+from serving.processes import adopt_orphans
 from serving.server_plan import Endpoint
 from serving.settings import Ports, ServingSettings
-from serving.stack.child import Child, adopt_orphans
+from serving.stack.child import Child
 from serving.stack.control import current_stack, start_stack, stop_stack
 from serving.stack.endpoints import find_endpoints, parse_url, server_names
 from serving.stack.ports import check_ports_free, free_ports, ports_of

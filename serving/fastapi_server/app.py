@@ -1,60 +1,177 @@
-"""The application: routes and life cycle. Nothing is global; what a request needs hangs on `app.state`."""
+"""The application of one worker process: routes and life cycle. Nothing is global."""
 
-import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.types import Message, Receive, Scope, Send
 
-from serving.errors import UnavailableError
-from serving.fastapi_server.hosting import Hosting
-from serving.fastapi_server.metrics import Metrics
-from serving.fastapi_server.predict import router
-from serving.fastapi_server.problems import install_problem_handlers
+from serving.fastapi_server.bodies import ImageJson
+from serving.fastapi_server.inference_protocol import router as inference_protocol
+from serving.fastapi_server.metrics import NO_MODEL
+from serving.fastapi_server.predict import PredictEndpoint, request_id
+from serving.fastapi_server.problems import PROBLEM_JSON, install_problem_handlers
+from serving.fastapi_server.service import Service
+from serving.schemas import Prediction, Predictions, Problem
 from serving.settings import ServingSettings
 
 
-def create_app(settings: ServingSettings) -> FastAPI:
+class Application:
+    """The ASGI application: `POST /predict` by its own short way, everything else by FastAPI."""
+
+    def __init__(self, settings: ServingSettings) -> None:
+        self.service = Service(settings)
+        self._predict = PredictEndpoint(self.service)
+        self._fastapi = _fastapi(self.service, self._predict)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the process's life."""
+        if scope["type"] != "http":
+            await self._fastapi(scope, receive, send)
+        elif scope["path"] == "/predict" and scope["method"] == "POST":
+            await self._predict(scope, receive, send)
+        else:
+            await self._other(scope, receive, send)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI's part, with a request id, and counted where it is an inference."""
+        started = time.perf_counter()
+        identity = (b"x-request-id", request_id(dict(scope["headers"])))
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), identity]
+            await send(message)
+
+        self.service.access.under_way += 1
+        try:
+            await self._fastapi(scope, receive, send_with_id)
+        finally:
+            self.service.access.under_way -= 1
+            if scope["path"].endswith("/infer"):
+                name = str(scope.get("path_params", {}).get("model", NO_MODEL))
+                name = name if status == 200 else NO_MODEL  # a label that anybody could invent would grow without bound
+                self.service.metrics.answered(name, str(status)).inc()
+                if status == 200:
+                    self.service.metrics.of_model(name).request_duration.observe(time.perf_counter() - started)
+
+
+def create_app(settings: ServingSettings) -> Application:
     """The service that `settings` describe. Models are loaded when it starts, before it accepts requests."""
+    return Application(settings)
 
+
+DESCRIPTION: Final = """
+Classify a picture: **POST /predict** below, *Try it out*, choose a file. Or:
+
+    curl -F file=@picture.png http://HOST/predict
+    curl --data-binary @picture.png -H 'Content-Type: image/png' http://HOST/predict
+
+The same server speaks the Open Inference Protocol v2, so that `tritonclient.http` works with it.
+"""
+
+
+def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        hosting: Hosting = app.state.hosting
-        await asyncio.to_thread(hosting.load, settings)
-        for hosted in hosting.all():
-            manifest = hosted.bundle.manifest
-            app.state.metrics.model_info.labels(manifest.model, manifest.version, settings.runtime).set(1)
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.hosting.start()
+        await service.fleet.join()
         yield
-        await asyncio.to_thread(hosting.close)
+        await service.fleet.leave()
+        await service.hosting.close()
 
-    app = FastAPI(
-        title="Trident",
-        summary="Image classification: the FastAPI lane.",
-        version="2",
-        lifespan=lifespan,
-        openapi_tags=[{"name": "predict"}, {"name": "health"}],
-    )
-    app.state.settings = settings
-    app.state.hosting = Hosting()
-    app.state.metrics = Metrics()
+    app = FastAPIOffline(title="Trident", description=DESCRIPTION, version="2", lifespan=lifespan)
+    app.state.service = service
     install_problem_handlers(app)
-    app.include_router(router)
-
-    @app.get("/v2/health/live", tags=["health"])
-    async def live() -> dict[str, bool]:
-        """The process answers."""
-        return {"live": True}
-
-    @app.get("/v2/health/ready", tags=["health"])
-    async def ready(request: Request) -> dict[str, bool]:
-        """Every model is loaded, warmed up, and has reproduced its golden answers."""
-        if not request.app.state.hosting.ready:
-            raise UnavailableError("the models are not ready", retry_after_s=1)
-        return {"ready": True}
+    _add_predict(app, endpoint)
+    app.include_router(inference_protocol)
 
     @app.get("/metrics", include_in_schema=False)
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    def metrics() -> Response:
+        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    def root() -> Response:
+        return RedirectResponse("/docs")
 
     return app
+
+
+_BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": Problem, "description": description, "content": {PROBLEM_JSON: {}}}
+    for status, description in {
+        400: "malformed request, or empty picture",
+        401: "API key missing or wrong (where keys are set)",
+        404: "unknown model or version",
+        408: "the request was too slow in coming",
+        413: "too many bytes or pixels",
+        415: "not a picture type",
+        422: "the picture cannot be decoded",
+        429: "the queue is full; see Retry-After",
+        503: "not ready, or stopping; see Retry-After",
+        504: "no answer in time",
+    }.items()
+}
+_BODIES: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "pictures",
+                        }
+                    },
+                }
+            },
+            "image/jpeg": _BINARY,
+            "image/png": _BINARY,
+            "application/octet-stream": _BINARY,
+            "application/json": {"schema": ImageJson.model_json_schema()},
+        },
+    }
+}
+
+
+def _add_predict(app: FastAPI, endpoint: PredictEndpoint) -> None:
+    """Describe /predict to OpenAPI. What comes by this way is handed to the same endpoint."""
+
+    class Handed(Response):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await endpoint(scope, receive, send)
+
+    @app.post(
+        "/predict",
+        tags=["predict"],
+        response_model=Prediction | Predictions,
+        responses=_PROBLEMS,
+        openapi_extra=_BODIES,
+    )
+    async def predict(
+        request: Request,
+        top_k: Annotated[
+            int | None, Query(ge=1, description="how many classes; also as header X-Top-K; default 5")
+        ] = None,
+        model: Annotated[str | None, Query(description="default: the first one that was deployed")] = None,
+        version: Annotated[int | None, Query(ge=1, description="default: the newest")] = None,
+    ) -> Response:
+        """What is in a picture? One picture is answered with `predictions`; several `file`s with `results`, one per
+        picture.
+
+        Headers: `X-Request-Timeout-Ms` (give up earlier), `X-Request-Id` (is repeated in the answer).
+        """
+        return Handed()

@@ -1,22 +1,22 @@
 """HTTP bodies in, encoded pictures out. Never reads past `max_body_bytes`.
 
-Three forms: the picture itself (`image/*` or `application/octet-stream`), multipart/form-data with one or more fields
-`file`, and JSON `{"image_b64": "..."}`.
+Three forms: the picture itself (`image/*` or `application/octet-stream`), multipart/form-data with one or more files in
+fields `file`, and JSON `{"image_b64": "..."}`.
 """
 
 import base64
 import binascii
+from collections.abc import AsyncGenerator
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Message, Receive
 
 from serving.errors import BodyTooLargeError, EmptyImageError, RequestError, UnsupportedMediaTypeError
 
-MAX_PICTURES: Final = 1
+MAX_PICTURES: Final = 64
 
 
 class ImageJson(BaseModel):
@@ -24,61 +24,84 @@ class ImageJson(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image_b64: str
+    image_b64: str = Field(description="the encoded picture in base64")
 
 
-async def read_pictures(request: Request, max_body_bytes: int) -> list[bytes]:
-    """The encoded pictures of a request, at least one.
+class ClientGoneError(Exception):
+    """The client closed the connection before its request was complete: there is nobody to answer."""
+
+
+async def read_body(receive: Receive, declared: bytes, max_body_bytes: int) -> bytes:
+    """A request's body. `declared` is its Content-Length, or b"".
 
     Raises:
-        BodyTooLargeError, UnsupportedMediaTypeError, RequestError.
+        BodyTooLargeError: declared or found to be larger; the rest is not read.
+        ClientGoneError.
     """
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > max_body_bytes:
-        raise BodyTooLargeError(f"the body has {declared} bytes; at most {max_body_bytes} are accepted")
-    request = Request(request.scope, _limited(request.receive, max_body_bytes))
-    media_type = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
-    try:
-        if media_type.startswith("image/") or media_type == "application/octet-stream":
-            return [await request.body()]
-        if media_type == "multipart/form-data":
-            return await _from_multipart(request)
-        if media_type == "application/json":
-            return [_from_json(await request.body())]
-    except ClientDisconnect as error:
-        raise RequestError("the client went away before the body was complete") from error
+    if declared.isdigit() and int(declared) > max_body_bytes:
+        raise BodyTooLargeError(f"the body has {declared.decode()} bytes; at most {max_body_bytes} are accepted")
+    message: Message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        parts, size = [body], len(body)
+        while message.get("more_body"):
+            message = await receive()
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > max_body_bytes:
+                break
+        body = b"".join(parts)
+    if message["type"] == "http.disconnect":
+        raise ClientGoneError
+    if len(body) > max_body_bytes:
+        raise BodyTooLargeError(f"the body has more than {max_body_bytes} bytes")
+    return body
+
+
+def is_picture(content_type: bytes) -> bool:
+    """Whether the body is the picture itself."""
+    return content_type.startswith((b"image/", b"application/octet-stream")) or not content_type
+
+
+async def pictures_in(body: bytes, content_type: str) -> list[bytes]:
+    """The encoded pictures in a body of any of the three forms; at least one.
+
+    Raises:
+        UnsupportedMediaTypeError, RequestError, EmptyImageError.
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
+    if is_picture(media_type.encode()):
+        return [body]
+    if media_type == "multipart/form-data":
+        return await _from_multipart(body, content_type)
+    if media_type == "application/json":
+        return [_from_json(body)]
     raise UnsupportedMediaTypeError(
-        f"Content-Type {media_type!r} is not accepted; send the picture as image/*, as application/octet-stream, "
+        f"Content-Type {media_type[:100]!r} is not accepted; send the picture as image/*, as application/octet-stream, "
         "as multipart/form-data in a field `file`, or as JSON {'image_b64': ...}"
     )
 
 
-def _limited(receive: Receive, max_body_bytes: int) -> Receive:
-    """`receive`, which stops when a body without Content-Length (or with a false one) grows too large."""
-    received = 0
+async def _from_multipart(body: bytes, content_type: str) -> list[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
 
-    async def limited() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > max_body_bytes:
-            raise BodyTooLargeError(f"the body has more than {max_body_bytes} bytes")
-        return message
-
-    return limited
-
-
-async def _from_multipart(request: Request) -> list[bytes]:
     try:
-        async with request.form(max_files=MAX_PICTURES, max_fields=MAX_PICTURES) as form:
-            files = form.getlist("file")
-            if not files:
-                raise RequestError("the form has no field `file`")
-            if not all(isinstance(file, UploadFile) for file in files):
-                raise RequestError("the field `file` must be a file upload (with curl: -F file=@picture.png)")
-            return [await file.read() for file in files if isinstance(file, UploadFile)]
-    except HTTPException as error:  # what Starlette makes of its MultiPartException
-        raise RequestError(f"the form cannot be read: {error.detail}") from error
+        limits = {"max_files": MAX_PICTURES, "max_fields": MAX_PICTURES}
+        parser = MultiPartParser(Headers({"content-type": content_type}), stream(), **limits)
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise RequestError(f"the form cannot be read: {error}") from error
+    try:
+        files = form.getlist("file")
+        if not files:
+            raise RequestError("the form has no field `file`")
+        uploads = [file for file in files if isinstance(file, UploadFile)]
+        if len(uploads) < len(files):
+            raise RequestError("the field `file` must be a file upload (with curl: -F file=@picture.png)")
+        return [await upload.read() for upload in uploads]
+    finally:
+        await form.close()
 
 
 def _from_json(body: bytes) -> bytes:
@@ -88,7 +111,7 @@ def _from_json(body: bytes) -> bytes:
         raise RequestError(f"the body must be JSON {{'image_b64': '...'}}: {error.errors()[0]['msg']}") from error
     try:
         data = base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
+    except (binascii.Error, ValueError) as error:
         raise RequestError(f"image_b64 is not base64: {error}") from error
     if not data:
         raise EmptyImageError("image_b64 is empty")

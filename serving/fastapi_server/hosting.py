@@ -1,129 +1,199 @@
-"""Loaded models, and the threads in which their blocking work runs.
+"""The models of one process: loaded side by side, found by name and version, replaced under load without losing a
+request.
 
-The seam for batching is `HostedModel.classify`: it takes one encoded picture and gives its probabilities, whatever
-happens between.
+All methods belong to the event loop; what blocks (reading, loading, warming up) runs in a thread.
 """
 
 import asyncio
-import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-import numpy as np
+from serving.bundle import Bundle, find_bundle, list_bundles
+from serving.errors import UnavailableError, UnknownModelError
+from serving.fastapi_server.batcher import Batcher, Job
+from serving.fastapi_server.metrics import Metrics
+from serving.preprocess import Pixels, preprocess
+from serving.runtimes import Runtime, ready_runtime
+from serving.settings import ServingSettings, available_cores
 
-from serving.bundle import Bundle, find_bundle
-from serving.errors import DeadlineExceededError, OverloadedError, UnavailableError, UnknownModelError
-from serving.postprocess import Probabilities
-from serving.preprocess import preprocess
-from serving.runtimes import ready_runtime
-from serving.settings import ServingSettings
+MAX_DECODERS: Final = 8
 
 
 @dataclass(frozen=True)
-class Classified:
-    """Probabilities (float32 `[classes]`) and where the time went."""
-
-    probabilities: Probabilities
-    queue_s: float
-    decode_s: float
-    inference_s: float
-
-
 class HostedModel:
-    """One bundle, loaded. Its work runs in a thread of its own, never on the event loop."""
+    """One version of one model, ready to answer."""
 
-    def __init__(self, bundle: Bundle, settings: ServingSettings) -> None:
-        self.bundle = bundle
-        self._settings = settings
-        self._runtime = ready_runtime(bundle, settings)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"infer-{bundle.name}")
-        self._waiting = 0
+    bundle: Bundle
+    runtime: Runtime
+    batcher: Batcher
 
-    async def classify(self, data: bytes) -> Classified:
-        """Classify one encoded picture.
+    @classmethod
+    async def load(cls, bundle: Bundle, settings: ServingSettings, metrics: Metrics) -> "HostedModel":
+        """Load, warm up, and check against the golden answers.
 
         Raises:
-            ImageError: the picture is at fault.
-            OverloadedError: `queue_size` requests wait already.
-            DeadlineExceededError: no answer within `request_timeout_s`.
+            BundleError, DeploymentError: it cannot be served.
         """
-        if self._waiting >= self._settings.queue_size:
-            raise OverloadedError(f"{self._waiting} requests wait already", retry_after_s=1)
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(self._settings.request_timeout_s):
-                return await asyncio.get_running_loop().run_in_executor(
-                    self._thread, self._classify, data, time.perf_counter()
-                )
-        except TimeoutError as error:
-            raise DeadlineExceededError(f"no answer within {self._settings.request_timeout_s} s") from error
-        finally:
-            self._waiting -= 1
+        runtime = await asyncio.to_thread(ready_runtime, bundle, settings)
+        spec, max_image_pixels, name = bundle.manifest.input, settings.max_image_pixels, bundle.manifest.model
 
-    def close(self) -> None:
-        """Finish what was begun and end the thread."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        def decode(data: bytes) -> Pixels:
+            return preprocess(data, spec, max_image_pixels)
 
-    def _classify(self, data: bytes, queued: float) -> Classified:
-        started = time.perf_counter()
-        pixels = preprocess(data, self.bundle.manifest.input, self._settings.max_image_pixels)
-        decoded = time.perf_counter()
-        probabilities = self._runtime.infer(pixels[np.newaxis])[0]
-        return Classified(probabilities, started - queued, decoded - started, time.perf_counter() - decoded)
+        def on_batch(jobs: Sequence[Job]) -> None:
+            metrics.batch_done(name, jobs, batcher.depth)
+
+        batcher = Batcher(
+            decode,
+            runtime.infer,
+            max_batch_size=settings.max_batch_size,
+            queue_delay_s=settings.queue_delay_ms / 1000,
+            queue_size=settings.queue_size,
+            decoders=min(MAX_DECODERS, available_cores() - 1),
+            name=bundle.name,
+            on_batch=on_batch,
+        )
+        return cls(bundle, runtime, batcher)
 
 
 class Hosting:
-    """The models of one process, by name and version."""
+    """What is loaded. A model's default version is the one that was loaded last without being told otherwise."""
 
-    def __init__(self) -> None:
-        self._models: dict[tuple[str, int], HostedModel] = {}
-        self._default: str | None = None
-        self._ready = False
+    def __init__(self, settings: ServingSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._models: dict[str, dict[int, HostedModel]] = {}
+        self._default_versions: dict[str, int] = {}
+        self._default_model: str | None = None
+        self._changing = asyncio.Lock()
+        self._started = False
+        self._draining = False
 
     @property
     def ready(self) -> bool:
-        """Every model is loaded, warmed up, and has reproduced its golden answers."""
-        return self._ready
+        """The models of the settings are loaded, warmed up, have given golden answers; and the process is not
+        stopping.
+        """
+        return self._started and not self._draining
 
-    def load(self, settings: ServingSettings) -> None:
-        """Load the models that `settings` name. Blocks.
+    # --- the way of a request
+
+    def find(self, model: str | None = None, version: int | None = None) -> HostedModel:
+        """The model to ask: the default one, or `model`; its default version, or `version`.
+
+        Raises:
+            UnavailableError: the models are still being loaded, or the process is stopping.
+            UnknownModelError: no such model or version.
+        """
+        if not self._started:
+            raise UnavailableError("the models are not ready", retry_after_s=1)
+        name = model or self._default_model or ""
+        hosted = self._models.get(name, {}).get(version or self._default_versions.get(name, 0))
+        if hosted is None:
+            asked = f"{name or 'model'}:{version}" if version is not None else name or "model"
+            raise UnknownModelError(f"no {asked}; there are: {', '.join(self.names()) or 'none'}")
+        return hosted
+
+    def names(self) -> list[str]:
+        """`model:version` of everything that is loaded."""
+        return [hosted.bundle.name for hosted in self.all()]
+
+    def all(self) -> Iterable[HostedModel]:
+        """Everything that is loaded, by name and version."""
+        return [self._models[name][version] for name in sorted(self._models) for version in sorted(self._models[name])]
+
+    def versions(self, model: str) -> list[int]:
+        """The loaded versions of a model."""
+        return sorted(self._models.get(model, {}))
+
+    def default_version(self, model: str) -> int | None:
+        """The version that answers when none is asked for."""
+        return self._default_versions.get(model)
+
+    # --- the life of the process
+
+    async def start(self) -> None:
+        """Load the models that the settings name.
 
         Raises:
             BundleError, DeploymentError: one cannot be served.
         """
-        for reference in settings.models or (None,):
-            bundle = find_bundle(reference, settings.bundles)
-            manifest = bundle.manifest
-            self._models[manifest.model, manifest.version] = HostedModel(bundle, settings)
-            self._default = self._default or manifest.model
-        self._ready = True
+        for reference in self._settings.models or (None,):
+            bundle = await asyncio.to_thread(find_bundle, reference, self._settings.bundles)
+            await self._load(bundle, make_default=True)
+            self._default_model = self._default_model or bundle.manifest.model
+        self._started = True
 
-    def find(self, model: str | None = None, version: int | None = None) -> HostedModel:
-        """The model to ask: the default one, or `model`; its highest version, or `version`.
+    async def load(self, model: str, version: int | None = None, *, make_default: bool = True) -> HostedModel:
+        """Load a version (by default the highest there is) beside what is loaded; then let it be the one that answers.
 
         Raises:
-            UnavailableError: the models are still being loaded, or closed.
-            UnknownModelError: no such model or version.
+            UnknownModelError: there is no such bundle.
+            BundleError, DeploymentError: it cannot be served; everything stays as it was.
         """
-        if not self._ready:
-            raise UnavailableError("the models are not ready", retry_after_s=1)
-        model = model or self._default
-        versions = {number: hosted for (name, number), hosted in self._models.items() if name == model}
-        chosen = versions.get(version if version is not None else max(versions, default=0))
-        if chosen is None:
-            known = ", ".join(f"{name}:{number}" for name, number in sorted(self._models))
-            raise UnknownModelError(
-                f"no model {model}{f':{version}' if version is not None else ''}; there are: {known}"
-            )
-        return chosen
+        async with self._changing:
+            there = [
+                number
+                for name, number in await asyncio.to_thread(list_bundles, self._settings.bundles)
+                if name == model
+            ]
+            wanted = version if version is not None else max(there, default=0)
+            if wanted not in there:
+                raise UnknownModelError(f"no bundle {model}{f':{version}' if version is not None else ''}")
+            bundle = await asyncio.to_thread(find_bundle, f"{model}:{wanted}", self._settings.bundles)
+            return await self._load(bundle, make_default=make_default)
 
-    def all(self) -> Iterable[HostedModel]:
-        """Every loaded model."""
-        return self._models.values()
+    async def unload(self, model: str, version: int | None = None) -> None:
+        """Let a version (by default all) of a model answer what it has taken, then drop it.
 
-    def close(self) -> None:
-        """Answer what is under way, take nothing new."""
-        self._ready = False
-        for hosted in self._models.values():
-            hosted.close()
+        Raises:
+            UnknownModelError: it is not loaded.
+        """
+        async with self._changing:
+            loaded = self._models.get(model, {})
+            wanted = self.versions(model) if version is None else [version]
+            if not loaded or any(number not in loaded for number in wanted):
+                raise UnknownModelError(f"no {model}{f':{version}' if version is not None else ''} is loaded")
+            dropped = [loaded.pop(number) for number in wanted]
+            if not loaded:
+                del self._models[model]
+                del self._default_versions[model]
+            elif self._default_versions[model] in wanted:
+                self._default_versions[model] = max(loaded)
+            for hosted in dropped:
+                self._tell(hosted, loaded=False)
+                await hosted.batcher.close()
+
+    async def close(self) -> None:
+        """Answer what was taken, and drop everything."""
+        self._draining = True
+        for hosted in self.all():
+            await hosted.batcher.close()
+
+    def drain(self) -> None:
+        """Say `not ready`, so that nobody sends anything new; what comes all the same is still answered."""
+        self._draining = True
+
+    async def _load(self, bundle: Bundle, *, make_default: bool) -> HostedModel:
+        manifest = bundle.manifest
+        versions = self._models.setdefault(manifest.model, {})
+        replaced = versions.get(manifest.version)
+        try:
+            hosted = await HostedModel.load(bundle, self._settings, self._metrics)
+        except BaseException:
+            if not versions:
+                del self._models[manifest.model]
+            raise
+        versions[manifest.version] = hosted  # from here on, new requests go to it
+        if make_default or manifest.model not in self._default_versions:
+            self._default_versions[manifest.model] = manifest.version
+        self._tell(hosted, loaded=True)
+        if replaced is not None:
+            await replaced.batcher.close()
+        return hosted
+
+    def _tell(self, hosted: HostedModel, *, loaded: bool) -> None:
+        manifest, settings = hosted.bundle.manifest, self._settings
+        of_model = (manifest.model, manifest.version, settings.runtime, settings.precision, settings.device)
+        self._metrics.set_model(*of_model, loaded=loaded)

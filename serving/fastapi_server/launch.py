@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving.bundle import Bundle
+from serving.scratch import make_scratch_folder, remove_scratch, scratch_folder
 from serving.server_plan import Endpoint, ServerPlan, answers_200
 from serving.settings import ServingSettings
 
@@ -14,16 +15,16 @@ def plan_fastapi(settings: ServingSettings, bundles: Sequence[Bundle], folder: P
     """The service gets its settings by environment, with the bundles as paths."""
     served = settings.model_copy(update={"models": tuple(str(bundle.path) for bundle in bundles)})
     url = f"http://{settings.host}:{settings.ports.fastapi}"
-    environment = (
-        os.environ
-        | served.as_environment()
-        | {"OMP_NUM_THREADS": str(settings.threads_per_worker), "PYTHONUNBUFFERED": "1"}
-    )
+    environment = os.environ | served.as_environment()
+    environment |= {"OMP_NUM_THREADS": str(settings.threads_per_worker), "PYTHONUNBUFFERED": "1"}
+    environment["TMPDIR"] = str(scratch_folder(folder))  # uploads that are too large for memory, what workers share
     return ServerPlan(
         endpoint=Endpoint(server="fastapi", url=url, metrics_url=f"{url}/metrics"),
         command=(sys.executable, "-m", "serving.fastapi_server"),
         environment=environment,
         folder=folder.resolve(),
+        before_start=lambda: make_scratch_folder(folder),
+        cleanup=lambda: remove_scratch(folder),
         workers_ready=lambda: answers_200(f"{url}/v2/health/ready"),
         stop_timeout_s=settings.request_timeout_s + 10,
     )

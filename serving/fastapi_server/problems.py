@@ -1,6 +1,4 @@
-"""Errors -> `application/problem+json` (RFC 9457). The client sees the message of what it did wrong, never our
-internals.
-"""
+"""Errors -> `application/problem+json` (RFC 9457). A client reads what it did wrong, never our internals."""
 
 import logging
 import math
@@ -10,14 +8,30 @@ from typing import Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from serving.errors import RequestError, TridentError
-from serving.schemas import problem
+from serving.errors import RequestError, TridentError, UnauthorizedError
+from serving.schemas import Problem, problem
 
 PROBLEM_JSON: Final = "application/problem+json"
 
 log = logging.getLogger(__name__)
+
+
+def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
+    """The problem, and headers that go with it. An error that is not ours is logged here and stays opaque outside."""
+    if not isinstance(error, TridentError) or error.status == TridentError.status:
+        log.error("internal error", exc_info=error)
+        return problem(
+            TridentError.status, TridentError.kind, TridentError.title, "the server failed; its log says why"
+        ), {}
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, UnauthorizedError):
+        headers["www-authenticate"] = "Bearer"
+    return problem(error.status, error.kind, error.title, error.message), headers
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -25,36 +39,28 @@ def install_problem_handlers(app: FastAPI) -> None:
     expected.
     """
 
-    @app.exception_handler(TridentError)
-    async def _ours(_: Request, error: TridentError) -> Response:
-        return problem_response(error)
+    async def ours(request: Request, error: Exception) -> Response:
+        return _response(request, *problem_of(error))
 
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        return problem_response(RequestError(faults))
+        return _response(request, *problem_of(RequestError(faults)))
 
-    @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
         title = HTTPStatus(error.status_code).phrase
-        body = problem(error.status_code, title.lower().replace(" ", "-"), title, error.detail)
-        return Response(body.model_dump_json(), error.status_code, dict(error.headers or {}), PROBLEM_JSON)
+        found = problem(error.status_code, title.lower().replace(" ", "-"), title, str(error.detail))
+        return _response(request, found, dict(error.headers or {}))
 
-    @app.exception_handler(Exception)
-    async def _unexpected(_: Request, error: Exception) -> Response:
-        return problem_response(error)
+    app.add_exception_handler(TridentError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, ours)
 
 
-def problem_response(error: Exception) -> Response:
-    """The response to an error; one that is not ours is logged here and stays opaque outside."""
-    headers: dict[str, str] = {}
-    if isinstance(error, TridentError) and error.status != TridentError.status:
-        body = problem(error.status, error.kind, error.title, error.message)
-        if error.retry_after_s is not None:
-            headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    else:
-        log.error("internal error", exc_info=error)
-        body = problem(
-            TridentError.status, TridentError.kind, TridentError.title, "the server failed; its log says why"
-        )
-    return Response(body.model_dump_json(), body.status, headers, PROBLEM_JSON)
+def _response(request: Request, found: Problem, headers: dict[str, str]) -> Response:
+    content = found.model_dump()
+    if request.url.path.startswith("/v2"):
+        content["error"] = found.detail  # where clients of the Open Inference Protocol look for it
+    return Response(to_json(content), found.status, headers, PROBLEM_JSON)

@@ -24,8 +24,10 @@ class Runtime(Protocol):
         """Probabilities of a batch."""
 
 
-def open_runtime(bundle: Bundle, runtime: RuntimeName, precision: Precision, device: Device, threads: int) -> Runtime:
-    """Load the bundle's model.
+def open_runtime(
+    bundle: Bundle, runtime: RuntimeName, precision: Precision, device: Device, threads: int, max_batch_size: int = 1
+) -> Runtime:
+    """Load the bundle's model, for batches up to `max_batch_size`.
 
     Raises:
         BundleError: the bundle has no such artefact.
@@ -34,7 +36,7 @@ def open_runtime(bundle: Bundle, runtime: RuntimeName, precision: Precision, dev
     if runtime == "onnxruntime":
         from serving.runtimes.onnx_session import OnnxSession
 
-        return OnnxSession(bundle.file(bundle.artefact("onnx", precision)), device, threads)
+        return OnnxSession(bundle.file(bundle.artefact("onnx", precision)), device, threads, max_batch_size)
     from serving.runtimes.torchscript_module import TorchScriptModule
 
     return TorchScriptModule(bundle.file(bundle.artefact("torchscript", precision)), device, threads)
@@ -46,7 +48,10 @@ def ready_runtime(bundle: Bundle, settings: ServingSettings) -> Runtime:
     Raises:
         BundleError: as `open_runtime`, or the answers are not the golden ones.
     """
-    runtime = open_runtime(bundle, settings.runtime, settings.precision, settings.device, settings.threads_per_worker)
+    threads = settings.threads_per_worker
+    runtime = open_runtime(
+        bundle, settings.runtime, settings.precision, settings.device, threads, settings.max_batch_size
+    )
     warm_up(runtime, bundle, settings.max_batch_size)
     check_golden(runtime, bundle, settings.precision)
     return runtime

@@ -15,6 +15,8 @@ class TorchScriptModule:
     """A bundle's TorchScript file."""
 
     def __init__(self, path: Path, device: Device, threads: int) -> None:
+        if device == "tensorrt":
+            raise DeploymentError("device = tensorrt goes with runtime = onnxruntime")
         if device == "cuda" and not torch.cuda.is_available():
             raise DeploymentError("device = cuda: this machine has no CUDA device that torch can use")
         torch.set_num_threads(threads)  # of the whole process

@@ -131,13 +131,16 @@ def _spawn_supervisor(
         inherited = (read_end,)
     with (folder / "supervisor.log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, pass_fds=inherited
+            command,
+            env=os.environ | settings.as_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=inherited,
         )
     for descriptor in inherited:
         os.close(descriptor)
-    assert process.stdin is not None
-    process.stdin.write(settings.model_dump_json().encode())
-    process.stdin.close()
     return process
 
 

@@ -1,7 +1,7 @@
 """The supervisor: a process of its own that starts the servers, says when they are ready, restarts what dies, and
 stops everything.
 
-    python -m serving.stack.supervisor FOLDER SERVER... [--owner-fd N]      (settings as JSON on standard input)
+    python -m serving.stack.supervisor FOLDER SERVER... [--owner-fd N]      (settings by environment)
 
 With an owner, it stops when the other end of the pipe N is closed: also when its owner is killed.
 """
@@ -24,9 +24,10 @@ from serving.clients.golden import TOLERANCE
 from serving.clients.http_client import HttpClient
 from serving.errors import TridentError
 from serving.fastapi_server.launch import plan_fastapi
+from serving.processes import adopt_orphans
 from serving.server_plan import Endpoint, ServerName, ServerPlan
-from serving.settings import ServingSettings
-from serving.stack.child import Child, adopt_orphans
+from serving.settings import ServingSettings, load_settings
+from serving.stack.child import Child
 from serving.stack.state import ServerState, StackState, log_path, write_state
 from serving.torchserve_server.launch import plan_torchserve
 from serving.triton_server.launch import plan_triton
@@ -191,7 +192,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    settings = ServingSettings.model_validate_json(sys.stdin.read())
+    settings = load_settings()
     adopt_orphans()
     asyncio.run(_serve(arguments, settings))
 

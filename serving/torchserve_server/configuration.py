@@ -27,7 +27,7 @@ def model_config(settings: ServingSettings) -> dict[str, Any]:
         "startupTimeout": math.ceil(settings.start_timeout_s),
         "maxRetryTimeoutInSec": 300,
         "jobQueueSize": settings.queue_size,
-        "deviceType": "gpu" if settings.device == "cuda" else "cpu",
+        "deviceType": "cpu" if settings.device == "cpu" else "gpu",
         "trident": settings.model_dump(mode="json"),
     }
 

@@ -57,6 +57,7 @@ class TritonEnvironment:
             key: value for key, value in os.environ.items() if key in ("HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
         }
         return kept | {
+            "ORT_DISABLE_TELEMETRY": "1",
             "PATH": f"{self.prefix}/bin:/usr/bin:/bin",
             "LD_LIBRARY_PATH": f"{self.library_folder}:{self.site / 'nvidia_pytriton.libs'}",
         }

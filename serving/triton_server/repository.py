@@ -47,7 +47,7 @@ def _template_values(bundle: Bundle, settings: ServingSettings) -> dict[str, obj
         "max_batch_size": settings.max_batch_size,
         "queue_delay_us": round(settings.queue_delay_ms * 1000),
         "instances": settings.workers,
-        "instance_kind": "KIND_GPU" if settings.device == "cuda" else "KIND_CPU",
+        "instance_kind": "KIND_CPU" if settings.device == "cpu" else "KIND_GPU",
         "threads": settings.threads_per_worker,
         # Decoding is single-threaded: as many decoders as there are cores in use.
         "decoders": settings.workers * settings.threads_per_worker,

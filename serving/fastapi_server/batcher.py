@@ -1,0 +1,323 @@
+"""Dynamic batching: jobs in one at a time, through the model in batches, each result back to its own future.
+
+    event loop           decoder threads            the model's thread
+    submit(job) --> waiting --> decode --> decoded --> batch, infer --> futures, back on the loop
+
+There is no delay when idle: a lone job is taken by the model's thread at once, which decodes it itself. Jobs that come
+while the model is busy are decoded meanwhile (where there are cores to spare) and form the next batch.
+
+Members of a batch are independent. One that cannot be decoded, whose client has gone, or whose deadline has passed, is
+left out; the others are not touched.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+
+from serving.errors import DeadlineExceededError, OverloadedError, RequestError, UnavailableError
+from serving.postprocess import Probabilities
+from serving.preprocess import Pixels
+
+log = logging.getLogger(__name__)
+
+_SMOOTHING: Final = 0.1
+
+
+class Job:
+    """One encoded picture, or a tensor of pixels (uint8 `[N, 3, H, W]`), on its way through the model.
+
+    `future` gives the job itself, with `probabilities` (float32 `[rows, classes]`). Times are the perf counter's,
+    seconds.
+    """
+
+    __slots__ = (
+        "batch_size",
+        "batched",
+        "decoded",
+        "error",
+        "future",
+        "inferred",
+        "payload",
+        "pixels",
+        "probabilities",
+        "rows",
+        "started",
+        "submitted",
+        "timer",
+    )
+
+    def __init__(self, payload: bytes | Pixels, future: "asyncio.Future[Job]") -> None:
+        self.payload = payload
+        self.future = future
+        self.rows = 1 if isinstance(payload, bytes) else len(payload)
+        self.pixels: Pixels | None = None if isinstance(payload, bytes) else payload
+        self.probabilities: Probabilities | None = None
+        self.error: Exception | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.batch_size = 0
+        self.submitted = self.started = self.decoded = self.batched = self.inferred = time.perf_counter()
+
+    @property
+    def decode_s(self) -> float:
+        """Decoding and resizing."""
+        return self.decoded - self.started
+
+    @property
+    def queue_s(self) -> float:
+        """Waiting: for a thread, and for the batch."""
+        return (self.started - self.submitted) + (self.batched - self.decoded)
+
+    @property
+    def inference_s(self) -> float:
+        """The model, for the whole batch."""
+        return self.inferred - self.batched
+
+
+class Batcher:
+    """One model's queue and threads. Its methods belong to the event loop on which it was made."""
+
+    def __init__(
+        self,
+        decode: Callable[[bytes], Pixels],
+        infer: Callable[[Pixels], Probabilities],
+        *,
+        max_batch_size: int,
+        queue_delay_s: float = 0.0,
+        queue_size: int = 256,
+        decoders: int = 0,
+        name: str = "model",
+        on_batch: Callable[[Sequence[Job]], None] = lambda _: None,
+    ) -> None:
+        self.depth = 0  # pictures that were submitted and not yet delivered
+        self._decode = decode
+        self._infer = infer
+        self._max_batch_size = max_batch_size
+        self._queue_delay_s = queue_delay_s
+        self._queue_size = queue_size
+        self._on_batch = on_batch
+        self._loop = asyncio.get_running_loop()
+        self._draining = False
+        self._empty = asyncio.Event()  # set when the last job is delivered while draining
+        self._seconds_per_picture = 0.0
+
+        lock = threading.Lock()  # guards the six below
+        self._for_model = threading.Condition(lock)
+        self._for_decoders = threading.Condition(lock)
+        self._waiting: deque[Job] = deque()
+        self._decoded: deque[Job] = deque()
+        self._decoding = 0
+        self._model_waits = False
+        self._closed = False
+
+        self._has_decoders = decoders > 0
+        runs = [("model", self._run_model), *((f"decode-{i}", self._run_decoder) for i in range(decoders))]
+        self._threads = [threading.Thread(target=run, name=f"{name}-{part}", daemon=True) for part, run in runs]
+        for thread in self._threads:
+            thread.start()
+
+    # --- on the event loop
+
+    def submit(self, payload: bytes | Pixels, timeout_s: float) -> "asyncio.Future[Job]":
+        """Queue a picture or a tensor. Cancelling the future takes it out again.
+
+        Raises (here):
+            RequestError: a tensor with more pictures than a batch may have.
+            OverloadedError: the queue is full.
+            UnavailableError: the model is being unloaded.
+        Raises (from the future):
+            ImageError: the picture is at fault.
+            DeadlineExceededError: no result within `timeout_s`.
+        """
+        future: asyncio.Future[Job] = self._loop.create_future()
+        job = Job(payload, future)
+        if self._draining:
+            raise UnavailableError("the model is being unloaded", retry_after_s=1)
+        if job.rows > self._max_batch_size:
+            raise RequestError(f"{job.rows} pictures in one tensor; at most {self._max_batch_size} are accepted")
+        if self.depth + job.rows > self._queue_size:
+            wait_s = max(1.0, self.depth * self._seconds_per_picture)
+            raise OverloadedError(f"{self.depth} pictures are waiting already", retry_after_s=math.ceil(wait_s))
+        self.depth += job.rows
+        job.timer = self._loop.call_later(timeout_s, _expire, job)
+        with self._for_model:
+            (self._waiting if job.pixels is None else self._decoded).append(job)
+            if self._model_waits:
+                self._model_waits = False
+                self._for_model.notify()
+            elif self._has_decoders and job.pixels is None:
+                self._for_decoders.notify()
+        return future
+
+    async def close(self) -> None:
+        """Take nothing new, finish what was taken, and end the threads."""
+        self._draining = True
+        if self.depth:
+            await self._empty.wait()
+        with self._for_model:
+            self._closed = True
+            self._for_model.notify_all()
+            self._for_decoders.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+
+    def _deliver(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.depth -= job.rows
+            if job.timer is not None:
+                job.timer.cancel()
+            if job.future.done():  # cancelled, or expired
+                continue
+            if job.error is not None:
+                job.future.set_exception(job.error)
+            else:
+                job.future.set_result(job)
+        if self._draining and not self.depth:
+            self._empty.set()
+        self._on_batch(jobs)
+
+    # --- in the model's thread
+
+    def _run_model(self) -> None:
+        while (jobs := self._next_jobs()) is not None:
+            try:
+                batch = [job for job in jobs if self._is_decoded(job)]
+                if batch:
+                    self._infer_batch(batch)
+            except BaseException as error:  # a lost thread would be a hung server
+                log.exception("the model's thread failed")
+                for job in jobs:
+                    job.error = job.error or RuntimeError(f"the model's thread failed: {error}")
+            if jobs:
+                self._send(jobs)
+
+    def _next_jobs(self) -> list[Job] | None:
+        """Wait for work, and take a batch of it. None: there will be no more."""
+        with self._for_model:
+            while not (self._waiting or self._decoded):
+                if self._closed:
+                    return None
+                self._wait_for_submission(None)
+            if self._queue_delay_s:
+                self._wait_for_company()
+            jobs = _take(self._decoded, self._max_batch_size)
+            if self._queue_delay_s or not self._has_decoders:
+                jobs += _take(self._waiting, self._max_batch_size - sum(job.rows for job in jobs))
+            elif not jobs:
+                jobs = _take(self._waiting, 1)  # the others are left to the decoders
+            self._for_decoders.notify(len(self._waiting))
+            return jobs
+
+    def _wait_for_company(self) -> None:
+        """Up to `queue_delay_s` after the first job's arrival, for a full batch."""
+        first = min(queue[0].submitted for queue in (self._waiting, self._decoded) if queue)
+        while not self._closed:
+            here = sum(job.rows for queue in (self._waiting, self._decoded) for job in queue)
+            left_s = first + self._queue_delay_s - time.perf_counter()
+            if here >= self._max_batch_size or (left_s <= 0 and not self._decoding):
+                return
+            # A batch that the jobs in the decoders' hands complete is worth the moment that they need.
+            complete = here + self._decoding >= self._max_batch_size
+            self._wait_for_submission(None if complete or left_s <= 0 else left_s)
+
+    def _wait_for_submission(self, timeout_s: float | None) -> None:
+        self._model_waits = True
+        self._for_model.wait(timeout_s)
+        self._model_waits = False
+
+    def _infer_batch(self, batch: Sequence[Job]) -> None:
+        """Run the model. If it fails, each job is tried alone, so that one cannot spoil the others."""
+        started = time.perf_counter()
+        for job in batch:
+            job.batched = started
+        try:
+            probabilities = self._infer(_stacked(batch))
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].error = error
+                return
+            log.warning("a batch of %d failed (%s); trying its members alone", len(batch), error)
+            for job in batch:
+                self._infer_batch([job])
+            return
+        finished = time.perf_counter()
+        start = 0
+        for job in batch:
+            job.inferred = finished
+            job.batch_size = len(probabilities)
+            job.probabilities = probabilities[start : start + job.rows]
+            start += job.rows
+        self._seconds_per_picture += _SMOOTHING * ((finished - started) / start - self._seconds_per_picture)
+
+    # --- in the decoder threads
+
+    def _run_decoder(self) -> None:
+        while True:
+            with self._for_decoders:
+                while not self._waiting:
+                    if self._closed:
+                        return
+                    self._for_decoders.wait()
+                job = self._waiting.popleft()
+                self._decoding += 1
+            is_decoded = self._is_decoded(job)
+            with self._for_model:
+                self._decoding -= 1
+                if is_decoded:
+                    self._decoded.append(job)
+                if self._model_waits:
+                    self._model_waits = False
+                    self._for_model.notify()
+            if not is_decoded:
+                self._send([job])
+
+    # --- in any thread
+
+    def _is_decoded(self, job: Job) -> bool:
+        """Decode if that is still to be done. False if there are no pixels, or nobody wants them any more."""
+        if job.future.done():
+            return False
+        if job.pixels is None:
+            assert isinstance(job.payload, bytes)
+            job.started = time.perf_counter()
+            try:
+                job.pixels = self._decode(job.payload)
+            except Exception as error:
+                job.error = error
+            job.decoded = job.batched = job.inferred = time.perf_counter()
+        return job.error is None
+
+    def _send(self, jobs: Sequence[Job]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for an answer
+            self._loop.call_soon_threadsafe(self._deliver, jobs)
+
+
+def _expire(job: Job) -> None:
+    if not job.future.done():
+        waited_s = time.perf_counter() - job.submitted
+        job.future.set_exception(DeadlineExceededError(f"no answer within {waited_s:.3g} s"))
+
+
+def _take(queue: deque[Job], max_rows: int) -> list[Job]:
+    """The first jobs with `max_rows` pictures at most."""
+    jobs: list[Job] = []
+    rows = 0
+    while queue and rows + queue[0].rows <= max_rows:
+        rows += queue[0].rows
+        jobs.append(queue.popleft())
+    return jobs
+
+
+def _stacked(batch: Sequence[Job]) -> Pixels:
+    """uint8 `[N, 3, H, W]`, C-contiguous."""
+    arrays = [job.pixels for job in batch if job.pixels is not None]
+    if len(arrays) == 1:
+        return arrays[0] if arrays[0].ndim == 4 else arrays[0][np.newaxis]
+    return np.concatenate([array if array.ndim == 4 else array[np.newaxis] for array in arrays])

@@ -1,0 +1,124 @@
+"""uvicorn's HTTP/1.1 protocol, with what it lacks: a time limit on reading a request, word of a lost connection, and a
+drain that loses nothing.
+
+The limit is on the whole request, from its first byte to its last: whoever sends a header or a byte of body now and
+then holds a connection no longer than `read_timeout_s` (https://en.wikipedia.org/wiki/Slowloris_(computer_security)).
+"""
+
+import asyncio
+from typing import Any, Final, Literal, Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from serving.errors import RequestTimeoutError
+from serving.fastapi_server.problems import PROBLEM_JSON, problem_of
+
+CONNECTION: Final = "trident.connection"  # in the ASGI scope
+# After SIGTERM a kept connection stays open this long, so that a request that is on its way is still answered.
+DRAIN_S: Final = 0.5
+# The rest of a request that was answered before its end is thrown away for this long.
+LINGER_S: Final = 1.0
+
+
+class Connection(Protocol):
+    """What the endpoint needs to know of the connection."""
+
+    lost: bool
+
+    def cancel_when_lost(self, future: "asyncio.Future[Any]") -> None:
+        """Cancel the future if the client goes away before it is done."""
+
+
+class ServiceProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connected: it has `read_timeout_s` to send its first request."""
+        super().connection_made(transport)
+        self.lost = False
+        self._draining = False
+        self._awaited: list[asyncio.Future[Any]] = []
+        self._stage: Literal["idle", "headers", "body"] = "idle"  # what is being read
+        self._reading: asyncio.TimerHandle | None = None
+        self.read_timeout_s: float = self.app.service.settings.read_timeout_s
+        self._read_within(self.read_timeout_s)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came. On an idle connection they begin a request, whose time runs from now."""
+        if self._reading is None:
+            self._read_within(self.read_timeout_s)
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._stage = "headers"
+        self._awaited = []
+        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
+
+    def on_headers_complete(self) -> None:
+        """Its headers are there."""
+        super().on_headers_complete()
+        self._stage = "body"
+        if self._draining:
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        """It is there whole."""
+        self._stage = "idle"
+        self._read_within(None)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """It is answered. Where that was before its end (a body too large), the rest is thrown away, but not for long.
+
+        Hanging up at once would be a reset, and the client would never see the answer.
+        """
+        super().on_response_complete()
+        if self._stage == "body":
+            self._read_within(LINGER_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client went away: what was computed for it need not be finished."""
+        self.lost = True
+        self._read_within(None)
+        for future in self._awaited:
+            future.cancel()
+        super().connection_lost(exc)
+
+    def cancel_when_lost(self, future: "asyncio.Future[Any]") -> None:
+        """As `Connection` says."""
+        self._awaited.append(future)
+
+    def shutdown(self) -> None:
+        """The server stops: answer what is under way or about to come, then close."""
+        self._draining = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(DRAIN_S, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+    def _read_within(self, seconds: float | None) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+        self._reading = self.loop.call_later(seconds, self._too_slow) if seconds is not None else None
+
+    def _too_slow(self) -> None:
+        """Answer 408, if there is something to answer, and hang up."""
+        self._reading = None
+        if self.transport.is_closing():
+            return
+        unanswered_body = self._stage == "body" and not self.cycle.response_started
+        if self._stage == "headers" or unanswered_body:
+            found, _ = problem_of(RequestTimeoutError(f"the request was not complete within {self.read_timeout_s:g} s"))
+            body = found.model_dump_json().encode()
+            head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[found.status] + head % (PROBLEM_JSON.encode(), len(body)) + body)
+        if unanswered_body:
+            self.cycle.disconnected = True  # the application's `receive` tells it
+            self.cycle.message_event.set()
+        self.transport.close()

@@ -1,0 +1,215 @@
+"""The service against clients that are slow, go away, or stay when it stops. Real sockets."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.bundle import Bundle
+from serving.settings import ServingSettings
+from tests.live_service import Live, live_service
+
+
+@pytest.fixture
+def live(settings: ServingSettings) -> Iterator[Live]:
+    with live_service(settings.model_copy(update={"read_timeout_s": 0.5, "max_body_bytes": 100_000})) as live:
+        yield live
+
+
+@pytest.fixture
+def picture(digits: Bundle) -> bytes:
+    return digits.golden_pictures()[0][1]
+
+
+def request(body: bytes, length: int | None = None) -> bytes:
+    head = (
+        f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length or len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def response(sock: socket.socket) -> tuple[int, bytes]:
+    """Status and body of one response; (0, b"") if the connection was closed instead."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = sock.recv(65536)
+        if not more:
+            return 0, b""
+        data += more
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = next(int(line.split(b":")[1]) for line in head.lower().splitlines() if line.startswith(b"content-length"))
+    while len(body) < length:
+        body += sock.recv(65536)
+    return int(head.split()[1]), body
+
+
+def is_closed(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_slow_headers_are_cut_off(live: Live) -> None:
+    with live.connect() as sock:
+        started = time.monotonic()
+        sock.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n")
+        for _ in range(3):  # a drip does not extend the time
+            time.sleep(0.12)
+            sock.sendall(b"X-Drip: 1\r\n")
+        status, body = response(sock)
+        assert status == 408
+        assert b"request-timeout" in body
+        assert is_closed(sock)
+        assert 0.4 < time.monotonic() - started < 3
+
+
+def test_a_slow_body_is_cut_off(live: Live, picture: bytes) -> None:
+    with live.connect() as sock:
+        sock.sendall(request(picture[:50], len(picture)))
+        status, body = response(sock)
+        assert status == 408
+        assert is_closed(sock)
+    assert b"request-timeout" in body
+
+
+def test_a_silent_connection_is_closed(live: Live) -> None:
+    with live.connect() as sock:
+        assert is_closed(sock)
+
+
+def test_a_kept_connection_may_pause_between_requests(live: Live, picture: bytes) -> None:
+    with live.connect() as sock:
+        for _ in range(2):
+            sock.sendall(request(picture))
+            assert response(sock)[0] == 200
+            time.sleep(0.8)  # longer than the time for reading a request
+
+
+def test_the_time_is_the_requests_not_the_answers(live: Live, picture: bytes) -> None:
+    blocked = block(live)
+    with live.connect() as sock:
+        sock.sendall(request(picture))
+        time.sleep(0.8)
+        blocked.set()
+        assert response(sock)[0] == 200
+
+
+def test_a_body_too_large_is_refused_without_reading_it(live: Live, picture: bytes) -> None:
+    with live.connect() as sock:
+        sock.sendall(request(b"", 50_000_000))
+        assert response(sock)[0] == 413
+        sent = 0
+        try:  # whoever sends it all the same is cut off soon
+            while sent < 50_000_000:
+                sent += sock.send(b"\0" * 65536)
+                time.sleep(0.01)
+        except OSError:
+            pass
+        assert sent < 50_000_000
+
+
+def test_a_client_that_asks_first_sends_nothing(live: Live) -> None:
+    with live.connect() as sock:
+        head = request(b"", 50_000_000).replace(b"Host: x", b"Host: x\r\nExpect: 100-continue")
+        sock.sendall(head)
+        assert response(sock)[0] == 413
+
+
+def test_after_a_refusal_the_connection_goes_on(live: Live, picture: bytes) -> None:
+    with live.connect() as sock:
+        body = b"\0" * 150_000
+        sock.sendall(request(body))
+        assert response(sock)[0] == 413
+        sock.sendall(request(picture))
+        assert response(sock)[0] == 200
+
+
+def test_garbage_is_400(live: Live) -> None:
+    for garbage in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"POST /predict HTTP/9.9\r\n\r\n"):
+        with live.connect() as sock:
+            sock.sendall(garbage)
+            assert sock.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_pipelined_requests_are_answered_in_order(live: Live, digits: Bundle) -> None:
+    with live.connect() as sock:
+        pictures = [data for _, data in digits.golden_pictures()[:4]]
+        sock.sendall(b"".join(request(data) for data in pictures))
+        data = b""
+        while data.count(b'"predictions"') < 4:
+            data += sock.recv(65536)
+        best = [int(part.split(b'"class_id":')[1].split(b",")[0]) for part in data.split(b"HTTP/1.1 200")[1:]]
+        assert best == digits.golden_probabilities().argmax(1)[:4].tolist()
+
+
+def test_a_client_that_goes_away_takes_its_work_along(live: Live, picture: bytes) -> None:
+    blocked = block(live)
+    (hosted,) = live.application.service.hosting.all()
+    with live.connect() as busy, live.connect() as leaving, live.connect() as staying:
+        busy.sendall(request(picture))
+        wait_for(lambda: hosted.batcher.depth == 1)
+        leaving.sendall(request(picture))
+        staying.sendall(request(picture))
+        wait_for(lambda: hosted.batcher.depth == 3)
+        leaving.close()
+        wait_for(lambda: live.application.service.access.under_way == 2)
+        blocked.set()
+        assert response(busy)[0] == 200
+        assert response(staying)[0] == 200
+    text = live.application.service.metrics.exposition().decode()
+    assert 'trident_requests_total{code="499",model="digits"} 1.0' in text
+    assert 'trident_requests_total{code="200",model="digits"} 2.0' in text
+    assert 'trident_stage_duration_seconds_count{model="digits",stage="inference"} 2.0' in text
+
+
+def test_stopping_answers_what_was_accepted(settings: ServingSettings, picture: bytes) -> None:
+    answers: list[int] = []
+    with live_service(settings) as live:
+        blocked = block(live)
+        kept = live.connect()
+        kept.sendall(request(picture))
+
+        def read() -> None:
+            answers.append(response(kept)[0])
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_for(lambda: live.application.service.access.under_way == 1)
+        idle = live.connect()
+        live.server.should_exit = True
+        time.sleep(0.3)
+        idle.sendall(request(picture))  # a request that was on its way when the server began to stop
+        blocked.set()
+        assert response(idle)[0] == 200
+        assert is_closed(idle)
+        reader.join()
+        assert answers == [200]
+        assert is_closed(kept)
+        idle.close()
+        kept.close()
+
+
+def block(live: Live) -> threading.Event:
+    """Hold the model until the event is set."""
+    go = threading.Event()
+    (hosted,) = live.application.service.hosting.all()
+    infer = hosted.batcher._infer
+
+    def held(pixels: Any) -> Any:
+        assert go.wait(10)
+        return infer(np.ascontiguousarray(pixels))
+
+    hosted.batcher._infer = held
+    return go
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

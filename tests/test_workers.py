@@ -1,0 +1,176 @@
+"""The FastAPI service with two worker processes, as it is started in production."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from serving.bundle import Bundle
+from serving.settings import ServingSettings
+from serving.stack.ports import free_ports
+
+pytestmark = pytest.mark.integration
+
+
+@dataclass
+class Running:
+    """The parent process, and where it answers."""
+
+    process: subprocess.Popen[str]
+    url: str
+    picture: bytes
+    log: Path
+    temporary: Path
+
+    def ask(self) -> httpx.Response:
+        """One request on a new connection: any worker may get it."""
+        return httpx.post(f"{self.url}/predict", content=self.picture, timeout=20)
+
+    def workers(self) -> list[int]:
+        children = psutil.Process(self.process.pid).children()
+        return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+@pytest.fixture
+def running(digits: Bundle, other_weights: Bundle, tmp_path: Path) -> Iterator[Running]:
+    for version, bundle in ((1, digits), (2, other_weights)):
+        place = Path(shutil.copytree(bundle.path, tmp_path / "bundles" / "digits" / str(version)))
+        manifest = place / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": version}))
+    ports = free_ports()
+    settings = ServingSettings(bundles=tmp_path / "bundles", models=("digits:1",), workers=2, threads=1, ports=ports)
+    log = tmp_path / "log"
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.fastapi_server"],
+            env=os.environ | settings.as_environment() | {"TMPDIR": str(temporary)},
+            stdout=output,
+            stderr=output,
+            text=True,
+        )
+    url = f"http://127.0.0.1:{ports.fastapi}"
+    running = Running(process, url, digits.golden_pictures()[0][1], log, temporary)
+    try:
+        deadline = time.monotonic() + 60
+        while log.read_text().count("Application startup complete") < 2:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield running
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+class Load:
+    """Clients that ask until told to stop; what went wrong is kept."""
+
+    def __init__(self, running: Running, clients: int = 4) -> None:
+        self.faults: list[str] = []
+        self.answers = 0
+        self._running = running
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            try:
+                status = self._running.ask().status_code
+            except httpx.HTTPError as error:
+                self.faults.append(repr(error))
+                continue
+            self.answers += 1
+            if status != 200:
+                self.faults.append(str(status))
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def metric(running: Running, name: str) -> float:
+    text = httpx.get(f"{running.url}/metrics").text
+    (value,) = re.findall(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    return float(value)
+
+
+def test_one_metrics_endpoint_over_all_workers(running: Running) -> None:
+    for _ in range(60):
+        assert running.ask().status_code == 200
+    assert {metric(running, 'trident_requests_total{code="200",model="digits"}') for _ in range(5)} == {60.0}
+    assert metric(running, 'trident_queue_depth{model="digits"}') == 0
+    assert metric(running, "trident_requests_in_flight") == 0
+
+
+def test_loading_reaches_every_worker(running: Running) -> None:
+    assert {running.ask().json()["version"] for _ in range(20)} == {1}
+    with Load(running) as load:
+        assert httpx.post(f"{running.url}/v2/repository/models/digits/load", timeout=60).status_code == 200
+        assert {running.ask().json()["version"] for _ in range(20)} == {2}
+    assert load.faults == []
+    assert httpx.post(f"{running.url}/v2/repository/models/cats/load", timeout=60).status_code == 404
+    os.kill(running.workers()[0], signal.SIGKILL)  # a worker that starts later catches up
+    time.sleep(1)
+    deadline = time.monotonic() + 30
+    while len(running.workers()) < 2 or running.log.read_text().count("Application startup complete") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(0.5)
+    assert {running.ask().json()["version"] for _ in range(20)} == {2}
+
+
+def test_sighup_replaces_the_workers_without_losing_a_request(running: Running) -> None:
+    before = set(running.workers())
+    with Load(running) as load:
+        running.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 60
+        while set(running.workers()) & before:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert load.faults == []
+    assert load.answers > 20
+    assert len(running.workers()) == 2
+
+
+def test_sigterm_ends_it_with_nothing_left(running: Running) -> None:
+    workers = running.workers()
+    assert list(running.temporary.glob("trident*"))
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(30) in (0, -signal.SIGTERM)
+    assert not [
+        pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
+    assert list(running.temporary.glob("trident*")) == []
+
+
+def test_workers_do_not_outlive_a_killed_parent(running: Running) -> None:
+    workers = running.workers()
+    running.process.kill()
+    deadline = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
