@@ -2,6 +2,7 @@
 
 VENV        := .venv
 TRITON_VENV := .venv-triton
+PEERS_VENV  := .venv-peers
 BIN         := $(VENV)/bin
 # `cpu` or `gpu`: which onnxruntime package is installed (`make setup RUNTIME=gpu`).
 RUNTIME     ?= cpu
@@ -25,6 +26,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/setup.sh
 $(TRITON_VENV)/.ready: pyproject.toml constraints-triton.txt scripts/setup.sh $(VENV)/.ready
 	@INSTALLER=$(INSTALLER) scripts/setup.sh $(TRITON_VENV) constraints-triton.txt '.[triton]'
 
+$(PEERS_VENV)/.ready: pyproject.toml constraints-peers.txt scripts/setup.sh $(VENV)/.ready
+	@INSTALLER=$(INSTALLER) scripts/setup.sh $(PEERS_VENV) constraints-peers.txt '.[peers]'
+
 demo: setup  ## train, export, deploy to three servers, verify, load-test, report, clean up
 	@$(BIN)/trident demo $(ARGS)
 
@@ -36,6 +40,9 @@ test-integration: setup  ## the tests that start the real servers
 
 test-all: setup  ## every test that this machine can run
 	@$(BIN)/pytest -m 'not gpu' $(ARGS)
+
+bench-overhead: setup $(PEERS_VENV)/.ready  ## the FastAPI service against its ceiling, mosec, LitServe and BentoML
+	@$(BIN)/python -m loadtest.overhead.run --peers $(PEERS_VENV)/bin/python $(ARGS)
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -51,6 +58,6 @@ lock: $(VENV)/.ready  ## choose new exact versions within pyproject's bounds
 
 clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
-	rm -rf $(VENV) $(TRITON_VENV) artifacts .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) artifacts .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-integration test-all lint format lock clean
+.PHONY: help setup demo test test-integration test-all bench-overhead lint format lock clean

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Resolve pyproject.toml anew and write the exact versions. Two files, because Triton's environment has an older numpy.
+# Resolve pyproject.toml anew and write the exact versions. A file per environment: ours, Triton's (an older numpy), the peers'.
 set -euo pipefail
 uv=${UV:-.venv/bin/uv}
 common=(pip compile pyproject.toml --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet)
 $uv "${common[@]}" --extra all --extra cpu --extra gpu -o constraints.txt
 $uv "${common[@]}" --extra triton -o constraints-triton.txt
+$uv "${common[@]}" --extra peers -o constraints-peers.txt

@@ -14,7 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("training", "serving", "loadtest")
 CONTRACT = {
     f"serving.{name}"
-    for name in ("errors", "manifest", "bundle", "preprocess", "postprocess", "schemas", "provenance", "server_plan")
+    for name in (
+        "errors",
+        "manifest",
+        "bundle",
+        "preprocess",
+        "postprocess",
+        "schemas",
+        "provenance",
+        "server_plan",
+        "processes",
+    )
 }
 CONTRACT_MAY_USE = {"numpy", "PIL", "pydantic", "pydantic_core"}
 
@@ -129,7 +139,9 @@ def test_importing_does_nothing() -> None:
     "module", ["serving.runtimes.onnx_session", "training.export", "serving.torchserve_server.handler"]
 )
 def test_onnxruntime_sends_nothing_home(module: str, tmp_path: Path) -> None:
-    """Its telemetry leaves a session file in the temporary folder as soon as it is imported, unless it is switched off."""
+    """Its telemetry leaves a session file in the temporary folder as soon as it is imported, unless it is switched
+    off.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     code = f"import {module}; import onnxruntime"
     done = subprocess.run(
@@ -140,7 +152,7 @@ def test_onnxruntime_sends_nothing_home(module: str, tmp_path: Path) -> None:
 
 
 def test_constraints_name_exact_versions_and_no_address() -> None:
-    for name in ("constraints.txt", "constraints-triton.txt"):
+    for name in ("constraints.txt", "constraints-triton.txt", "constraints-peers.txt"):
         for line in (ROOT / name).read_text().splitlines():
             assert "==" in line, line
             assert "/" not in line, line

@@ -24,6 +24,14 @@ from serving.stack.ports import free_ports
 pytestmark = pytest.mark.integration
 
 
+def _is_worker(process: psutil.Process) -> bool:
+    """Whether it is alive and one of ours; one that has just ended is neither."""
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # ZombieProcess is one of these
+        return False
+
+
 @dataclass
 class Running:
     """The parent process, and where it answers."""
@@ -39,8 +47,7 @@ class Running:
         return httpx.post(f"{self.url}/predict", content=self.picture, timeout=20)
 
     def workers(self) -> list[int]:
-        children = psutil.Process(self.process.pid).children()
-        return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return [child.pid for child in psutil.Process(self.process.pid).children() if _is_worker(child)]
 
 
 @pytest.fixture

@@ -1,0 +1,29 @@
+"""FastAPI as every tutorial has it: a `def` endpoint, so that it runs in the thread pool, and batches of one.
+
+python -m loadtest.overhead.plain_fastapi BUNDLE PORT
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Body, FastAPI
+
+from loadtest.overhead.model import Model
+
+
+def main() -> None:
+    """Serve."""
+    model = Model(Path(sys.argv[1]))
+    app = FastAPI()
+
+    @app.post("/predict")
+    def predict(picture: Annotated[bytes, Body(media_type="application/octet-stream")]) -> dict[str, Any]:
+        return model.answer(model.infer([model.decode(picture)])[0])
+
+    uvicorn.run(app, port=int(sys.argv[2]), loop="uvloop", http="httptools", access_log=False, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

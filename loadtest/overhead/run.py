@@ -1,0 +1,247 @@
+"""Take turns on one core: the ceiling, our service, plain FastAPI, mosec, LitServe, BentoML. `make bench-overhead`.
+
+    python -m loadtest.overhead.run [BUNDLE] [--peers PYTHON] [--rounds N] [--seconds S] [--concurrency 1,16,32]
+    [--paced 0.7]
+
+Every server gets one core, the load generator another; those that are not measured are stopped (SIGSTOP), so that they
+take no time of the core. In each round all are measured, in a new random order; a ratio to the ceiling is taken within
+its round.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.environment import describe_environment
+from loadtest.overhead.closed_loop import Call, Measured, closed_loop, paced
+from loadtest.overhead.contestants import TRIDENT, Contestant, contestants
+from serving.bundle import Bundle, find_bundle
+from serving.processes import die_with_parent
+
+WARMUP_S: Final = 0.5
+START_TIMEOUT_S: Final = 120.0
+
+console = Console(width=110)
+
+
+@dataclass
+class Figures:
+    """One contestant's runs. By concurrency: requests/s and ratio to the ceiling per round, and all latencies."""
+
+    per_second: dict[int, list[float]] = field(default_factory=dict)
+    ratio: dict[int, list[float]] = field(default_factory=dict)
+    latencies: dict[int, list[float]] = field(default_factory=dict)
+
+    def add(self, concurrency: int, measured: Measured, ceiling: float) -> None:
+        """One run."""
+        self.per_second.setdefault(concurrency, []).append(measured.per_second)
+        self.ratio.setdefault(concurrency, []).append(measured.per_second / ceiling)
+        self.latencies.setdefault(concurrency, []).extend(measured.latencies)
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _arguments()
+    bundle = find_bundle(options.bundle)
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        sys.exit("this needs two cores: one for the server, one for the load")
+    server_core, load_core = cores[0], cores[-1]
+    os.sched_setaffinity(0, {load_core})
+    picture = bundle.golden_pictures()[0][1]
+    golden = bundle.golden_probabilities()[0]
+    label = bundle.manifest.labels[int(golden.argmax())]
+
+    with contextlib.ExitStack() as stack:
+        calls: dict[str, tuple[Call, subprocess.Popen[bytes]]] = {}
+        for contestant in contestants(bundle, options.peers):
+            with console.status(f"starting {contestant.name}"):
+                calls[contestant.name] = stack.enter_context(_running(contestant, picture, label, server_core))
+        figures, ceilings = _rounds(options, bundle, picture, calls, server_core)
+        pace = _paced_latency(options, calls[TRIDENT], figures[TRIDENT]) if options.paced else None
+    _show(options, bundle, figures, ceilings, pace)
+
+
+def _rounds(
+    options: argparse.Namespace,
+    bundle: Bundle,
+    picture: bytes,
+    calls: dict[str, tuple[Call, subprocess.Popen[bytes]]],
+    server_core: int,
+) -> tuple[dict[str, Figures], list[dict[str, float]]]:
+    shuffled = random.Random(options.seed)  # noqa: S311 - an order, not a secret
+    figures = {name: Figures() for name in calls}
+    ceilings = []
+    for round_ in range(options.rounds):
+        ceiling = _ceiling(bundle, picture, options.seconds, server_core)
+        ceilings.append(ceiling)
+        for name in shuffled.sample(list(calls), len(calls)):
+            call, process = calls[name]
+            with console.status(f"round {round_ + 1} of {options.rounds}: {name}"), _awake(process):
+                for concurrency in options.concurrency:
+                    measured = closed_loop(call, concurrency, WARMUP_S, options.seconds)
+                    if measured.fault:
+                        sys.exit(f"{name} at concurrency {concurrency}: {measured.fault}")
+                    figures[name].add(concurrency, measured, ceiling["single"])
+    return figures, ceilings
+
+
+def _paced_latency(
+    options: argparse.Namespace, trident: tuple[Call, subprocess.Popen[bytes]], figures: Figures
+) -> Measured:
+    """Latency at a share of the highest rate seen."""
+    call, process = trident
+    highest = max(median(rates) for rates in figures.per_second.values())
+    with _awake(process):
+        return paced(call, highest * options.paced, 64, WARMUP_S, max(10.0, options.seconds * options.rounds))
+
+
+@contextlib.contextmanager
+def _running(
+    contestant: Contestant, picture: bytes, label: str, core: int
+) -> Iterator[tuple[Call, subprocess.Popen[bytes]]]:
+    """A server on its core; stopped at the start, so that it takes no time until it is its turn."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | contestant.environment(port)
+
+    def pin() -> None:
+        die_with_parent()
+        os.sched_setaffinity(0, {core})
+
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            contestant.command(port), env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=pin
+        )
+        try:
+            call = Call(port, contestant.request(port, picture), label)
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while not _answers(call):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    sys.exit(f"{contestant.name} did not start:\n{log.read()[-3000:].decode(errors='replace')}")
+                time.sleep(0.2)
+            os.killpg(process.pid, signal.SIGSTOP)
+            yield call, process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGCONT)
+                os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _answers(call: Call) -> bool:
+    try:
+        measured = closed_loop(call, 1, 0, 0.2)
+    except OSError:
+        return False
+    return bool(measured.latencies) and not measured.fault
+
+
+@contextlib.contextmanager
+def _awake(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    os.killpg(process.pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGSTOP)
+
+
+def _ceiling(bundle: Bundle, picture: bytes, seconds: float, core: int) -> dict[str, float]:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(picture)
+        file.flush()
+        command = [sys.executable, "-m", f"{__package__}.ceiling", str(bundle.path), file.name, str(seconds)]
+        done = subprocess.run(
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            check=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def _show(
+    options: argparse.Namespace,
+    bundle: Bundle,
+    figures: dict[str, Figures],
+    ceilings: Sequence[dict[str, float]],
+    pace: Measured | None,
+) -> None:
+    machine = describe_environment()
+    single, batched = (median(ceiling[key] for ceiling in ceilings) for key in ("single", "batched"))
+    console.print(
+        f"{bundle.name} on one core of {machine.cpu}: decode and model in a plain loop {single:.0f} pictures/s "
+        f"(in batches {batched:.0f})"
+    )
+    table = Table("server", "p50 ms, alone", box=None, header_style="dim")
+    crowds = [concurrency for concurrency in options.concurrency if concurrency > 1]
+    for concurrency in crowds:
+        for column in (f"requests/s at {concurrency}", "of the ceiling", "lowest, highest"):
+            table.add_column(column, justify="right")
+    for name, found in figures.items():
+        alone = Measured(latencies=found.latencies.get(1, []))
+        cells = [f"{alone.percentile(50) * 1000:.2f}" if alone.latencies else "-"]
+        for concurrency in crowds:
+            ratios = found.ratio[concurrency]
+            cells += [
+                f"{median(found.per_second[concurrency]):.0f}",
+                f"{median(ratios):.2f}",
+                f"{min(ratios):.2f}, {max(ratios):.2f}",
+            ]
+        table.add_row(name, *cells)
+    console.print(table)
+    peers = {name: found for name, found in figures.items() if name != TRIDENT}
+    for concurrency in crowds:
+        best = max(peers, key=lambda name: median(peers[name].ratio[concurrency]))
+        factor = median(figures[TRIDENT].ratio[concurrency]) / median(peers[best].ratio[concurrency])
+        console.print(f"at {concurrency}: {factor:.2f} times the best peer, {best}")
+    if pace is not None:
+        rate = len(pace.latencies) / pace.seconds
+        p50, p99 = pace.percentile(50), pace.percentile(99)
+        console.print(
+            f"trident at {options.paced:.0%} load ({rate:.0f} requests/s at a constant rate): p50 {p50 * 1000:.2f} ms, "
+            f"p99 {p99 * 1000:.2f} ms, p99/p50 {p99 / p50:.2f}"
+        )
+    console.print(
+        f"{options.rounds} rounds of {options.seconds:g} s, order by seed {options.seed}; medians over the rounds"
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", nargs="?", help="MODEL, MODEL:VERSION or a folder; default: the newest bundle")
+    parser.add_argument("--peers", type=Path, help="a Python with mosec, litserve and bentoml")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--concurrency", type=lambda text: [int(part) for part in text.split(",")], default=[1, 16, 32])
+    parser.add_argument("--paced", type=float, default=0.7, help="share of the highest rate for the paced run; 0: none")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
