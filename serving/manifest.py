@@ -13,8 +13,11 @@ SCHEMA_VERSION: Final = 1
 
 Resize = Literal["stretch", "crop", "pad"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-Format = Literal["onnx", "torchscript"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+# torchscript: TorchScript. pt2: a torch.export archive. ort: onnxruntime's own format, which its mobile builds load.
+Format = Literal["onnx", "torchscript", "pt2", "ort"]
+# int8: weights and activations, with ranges calibrated on training pictures. int8-dynamic: weights of the dense layers,
+# activation ranges found per request.
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic"]
 
 
 def _inside_the_bundle(name: str) -> str:
@@ -77,13 +80,25 @@ class File(_Part):
 
 
 class Artefact(File):
-    """The model in one format and precision, with what the export measured against eager PyTorch."""
+    """The model in one format and precision, with what the export measured against eager PyTorch in fp32.
+
+    tolerance:     largest |difference| to the golden probabilities with which an answer counts as right.
+    accuracy_drop: fp32's accuracy minus this file's, as fractions, on `accuracy_pictures` labelled test pictures;
+                   None for imported weights, whose labelled data is not here.
+    latency_ms:    median time of one picture in one thread on the exporting machine, in onnxruntime or torch.
+    speedup:       the ONNX fp32 file's latency divided by this file's, both from the same interleaved run.
+    """
 
     format: Format
     precision: Precision = "fp32"
     max_abs_difference: float = Field(ge=0)
     top1_agreement: float = Field(ge=0, le=1)
     compared_pictures: int = Field(ge=1)
+    tolerance: float = Field(default=1e-4, gt=0)
+    accuracy_drop: float | None = Field(default=None, ge=-1, le=1)
+    accuracy_pictures: int | None = Field(default=None, ge=1)
+    latency_ms: float | None = Field(default=None, gt=0)
+    speedup: float | None = Field(default=None, gt=0)
 
 
 class Golden(_Part):

@@ -8,13 +8,12 @@ import numpy as np
 
 from serving.bundle import Bundle
 from serving.errors import BundleError
-from serving.manifest import Precision
+from serving.manifest import Artefact, Format, Precision
 from serving.postprocess import Probabilities
 from serving.preprocess import Pixels, preprocess
 from serving.settings import Device, RuntimeName, ServingSettings
 
-# Largest |difference| to eager PyTorch's probabilities with which a copy of the model counts as right.
-TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 5e-2, "int8": 2e-1}
+_FORMATS: Final[dict[RuntimeName, Format]] = {"onnxruntime": "onnx", "torchscript": "torchscript"}
 
 
 class Runtime(Protocol):
@@ -22,6 +21,15 @@ class Runtime(Protocol):
 
     def infer(self, pixels: Pixels) -> Probabilities:
         """Probabilities of a batch."""
+
+
+def artefact_for(bundle: Bundle, runtime: RuntimeName, precision: Precision) -> Artefact:
+    """The bundle's file for a runtime; its `tolerance` says how far from the golden answers it may be.
+
+    Raises:
+        BundleError: the bundle has no such artefact.
+    """
+    return bundle.artefact(_FORMATS[runtime], precision)
 
 
 def open_runtime(
@@ -33,13 +41,14 @@ def open_runtime(
         BundleError: the bundle has no such artefact.
         DeploymentError: the runtime or the device is not there.
     """
+    path = bundle.file(artefact_for(bundle, runtime, precision))
     if runtime == "onnxruntime":
         from serving.runtimes.onnx_session import OnnxSession
 
-        return OnnxSession(bundle.file(bundle.artefact("onnx", precision)), device, threads, max_batch_size)
+        return OnnxSession(path, device, threads, max_batch_size)
     from serving.runtimes.torchscript_module import TorchScriptModule
 
-    return TorchScriptModule(bundle.file(bundle.artefact("torchscript", precision)), device, threads)
+    return TorchScriptModule(path, device, threads)
 
 
 def ready_runtime(bundle: Bundle, settings: ServingSettings) -> Runtime:
@@ -53,7 +62,7 @@ def ready_runtime(bundle: Bundle, settings: ServingSettings) -> Runtime:
         bundle, settings.runtime, settings.precision, settings.device, threads, settings.max_batch_size
     )
     warm_up(runtime, bundle, settings.max_batch_size)
-    check_golden(runtime, bundle, settings.precision)
+    check_golden(runtime, bundle, artefact_for(bundle, settings.runtime, settings.precision).tolerance)
     return runtime
 
 
@@ -67,18 +76,18 @@ def warm_up(runtime: Runtime, bundle: Bundle, max_batch_size: int) -> None:
         runtime.infer(np.zeros((size, 3, spec.height, spec.width), np.uint8))
 
 
-def check_golden(runtime: Runtime, bundle: Bundle, precision: Precision) -> None:
+def check_golden(runtime: Runtime, bundle: Bundle, tolerance: float) -> None:
     """Compare with the bundle's golden answers.
 
     Raises:
-        BundleError: they differ by more than TOLERANCE.
+        BundleError: they differ by more than `tolerance`.
     """
     golden = bundle.golden_probabilities()
     for (name, data), expected in zip(bundle.golden_pictures(), golden, strict=True):
         difference = float(
             np.abs(runtime.infer(preprocess(data, bundle.manifest.input)[np.newaxis])[0] - expected).max()
         )
-        if not difference <= TOLERANCE[precision]:
+        if not difference <= tolerance:
             raise BundleError(
                 f"bundle {bundle.name} does not reproduce its golden answer to {name}: off by {difference:.1e}"
             )
