@@ -181,14 +181,16 @@ def predict(
     server: Annotated[str, typer.Option(help="fastapi, torchserve, triton (with commas), or all.")] = "all",
     model: ModelOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 3,
+    protocol: Annotated[str, typer.Option(help="http, or grpc (TorchServe and Triton).")] = "http",
     url: UrlOption = None,
 ) -> None:
     """Ask the running servers what is in a picture."""
     from serving.console import predict_pictures
-    from serving.stack.endpoints import find_endpoints
+    from serving.stack.endpoints import find_endpoints, parse_protocol, speaking
 
+    spoken = parse_protocol(protocol)
     endpoints, bundle = find_endpoints(server, url, model)
-    raise typer.Exit(0 if predict_pictures(pictures, endpoints, bundle, top_k) else 1)
+    raise typer.Exit(0 if predict_pictures(pictures, speaking(spoken, endpoints), bundle, top_k, spoken) else 1)
 
 
 @app.command(rich_help_panel="Servers")

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from serving.bundle import Bundle, find_bundle, read_bundle
-from serving.clients.http_client import HttpClient
+from serving.clients.connect import connect
 from serving.errors import TridentError
-from serving.server_plan import Endpoint, ServerName
-from serving.settings import ServingSettings
+from serving.server_plan import Endpoint, Protocol, ServerName
+from serving.settings import ServingSettings, load_settings
 from serving.stack.control import OnChange, current_stack, start_stack, stop_stack
 from serving.stack.state import STACK, ServerState, StackState, log_path
 from serving.verify import Check, verify
@@ -84,14 +84,18 @@ def show_status(*, as_json: bool = False) -> bool:
     return not any(faults.values())
 
 
-def predict_pictures(pictures: Sequence[Path], endpoints: Sequence[Endpoint], bundle: Bundle, top_k: int) -> bool:
+def predict_pictures(
+    pictures: Sequence[Path], endpoints: Sequence[Endpoint], bundle: Bundle, top_k: int, protocol: Protocol = "http"
+) -> bool:
     """A table with a row per picture and server. True if every one was answered."""
+    key = load_settings().client_key
     table = _table("picture", "server", "model", "answer", "ms")
     failed = False
     for picture in pictures:
         data = picture.read_bytes()
         for endpoint in endpoints:
-            with HttpClient(endpoint, bundle.manifest.model, bundle.manifest.version) as client:
+            model, version = bundle.manifest.model, bundle.manifest.version
+            with connect(endpoint, model, version, protocol=protocol, api_key=key) as client:
                 try:
                     reply = client.ask(data, top_k)
                 except TridentError as error:
@@ -100,8 +104,8 @@ def predict_pictures(pictures: Sequence[Path], endpoints: Sequence[Endpoint], bu
                     continue
             answer = reply.prediction
             classes = ", ".join(f"{entry.label} {entry.probability:.1%}" for entry in answer.predictions)
-            model = f"{answer.model}:{answer.version}"
-            table.add_row(picture.name, endpoint.server, model, classes, f"{reply.seconds * 1000:.1f}")
+            answered_by = f"{answer.model}:{answer.version}"
+            table.add_row(picture.name, endpoint.server, answered_by, classes, f"{reply.seconds * 1000:.1f}")
     console.print(table)
     return not failed
 
@@ -159,7 +163,8 @@ def _canary_fault(server: ServerState, bundle: Bundle) -> str:
     if server.phase != "ready" or server.endpoint is None:
         return "-"
     try:
-        with HttpClient(server.endpoint, bundle.manifest.model, bundle.manifest.version, timeout_s=5) as client:
+        model, version, key = bundle.manifest.model, bundle.manifest.version, load_settings().client_key
+        with connect(server.endpoint, model, version, timeout_s=5, api_key=key) as client:
             top = client.predict(bundle.golden_pictures()[0][1]).top
     except TridentError as error:
         return error.message

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 ServerName = Literal["fastapi", "torchserve", "triton"]
 SERVERS: Final[tuple[ServerName, ...]] = ("fastapi", "torchserve", "triton")
+Protocol = Literal["http", "grpc"]
 
 
 class Endpoint(BaseModel):
@@ -21,6 +22,11 @@ class Endpoint(BaseModel):
     url: str
     grpc: str | None = None
     metrics_url: str
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """What it speaks."""
+        return ("http",) if self.grpc is None else ("http", "grpc")
 
 
 @dataclass(frozen=True)

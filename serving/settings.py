@@ -112,6 +112,11 @@ class ServingSettings(BaseSettings):
         """`threads`, or what the cores allow."""
         return self.threads or max(1, available_cores() // self.workers)
 
+    @property
+    def client_key(self) -> str | None:
+        """The key that our own clients show."""
+        return self.api_keys[0].get_secret_value() if self.api_keys else None
+
     def as_environment(self) -> dict[str, str]:
         """Environment variables from which `load_settings` makes these settings again."""
         values = self.model_dump(mode="json")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from serving.bundle import Bundle
+from serving.clients.client import UnreachableError
 from serving.clients.golden import check_golden
-from serving.clients.http_client import HttpClient, UnreachableError, parse_server_timing
+from serving.clients.http_client import HttpClient, parse_server_timing
 from serving.clients.wire import FastapiWire, GarbledError, RefusedError, TorchserveWire, TritonWire
 from serving.postprocess import answer
 from serving.preprocess import preprocess

@@ -1,5 +1,6 @@
-"""Three servers, one interface: a picture's bytes in, a `Prediction` out.
+"""Three servers, one interface: a picture's bytes in, a `Prediction` out, over HTTP or gRPC.
 
-``wire`` says what each server's HTTP requests and responses look like (without any HTTP library, so that the load
-generator can use its own), ``http_client`` sends them, ``golden`` compares answers with a bundle's golden ones.
+``client`` is that interface, ``connect`` makes one by protocol. ``wire`` and ``grpc_wire`` say what each server's
+requests and responses look like (without any network library, so that the load generator can use its own),
+``http_client`` and ``grpc_client`` send them, ``golden`` compares answers with a bundle's golden ones.
 """

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from serving.bundle import Bundle
-from serving.clients.http_client import Client
+from serving.clients.client import Client
 from serving.errors import TridentError
 from serving.postprocess import Probabilities
 

@@ -17,11 +17,12 @@ from serving.postprocess import TOP_K_HEADER
 from serving.schemas import Prediction
 from serving.server_plan import ServerName
 
+API_KEY_HEADER: Final = "x-api-key"
 _TENSOR_HEADER_LENGTH: Final = "inference-header-content-length"
 
 
 class RefusedError(TridentError):
-    """The server answered with an error; `code` is its HTTP status."""
+    """The server answered with an error; `code` is its HTTP status (of a gRPC error: the one that says the same)."""
 
     kind = "refused"
     title = "The server refused"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from serving.bundle import Bundle, find_bundle, read_bundle
 from serving.errors import DeploymentError
-from serving.server_plan import SERVERS, Endpoint, ServerName
+from serving.server_plan import SERVERS, Endpoint, Protocol, ServerName
 from serving.settings import load_settings
 from serving.stack.control import current_stack
 
@@ -22,6 +22,31 @@ def server_names(text: str) -> list[ServerName]:
             f"unknown server {', '.join(map(repr, unknown))}; there are {', '.join(SERVERS)}, and all"
         )
     return [name for name in SERVERS if name in names]
+
+
+def parse_protocol(text: str) -> Protocol:
+    """`http` or `grpc`.
+
+    Raises:
+        DeploymentError: something else.
+    """
+    if text == "http":
+        return "http"
+    if text == "grpc":
+        return "grpc"
+    raise DeploymentError(f"unknown protocol {text!r}; there are http and grpc")
+
+
+def speaking(protocol: Protocol, endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+    """Those that speak it.
+
+    Raises:
+        DeploymentError: none does.
+    """
+    found = [endpoint for endpoint in endpoints if protocol in endpoint.protocols]
+    if not found:
+        raise DeploymentError(f"none of {', '.join(endpoint.server for endpoint in endpoints)} speaks {protocol} here")
+    return found
 
 
 def find_endpoints(servers: str, urls: Sequence[str] | None, model: str | None) -> tuple[list[Endpoint], Bundle]:

@@ -131,7 +131,7 @@ class Supervisor:
                 return f"ended with {child.exit_code} while starting"
             try:
                 if await asyncio.to_thread(plan.workers_ready):
-                    last = await asyncio.to_thread(_canary, plan.endpoint, self.bundles)
+                    last = await asyncio.to_thread(_canary, plan.endpoint, self.bundles, self.settings.client_key)
                     if not last:
                         return ""
             except (OSError, ValueError) as error:  # not listening yet
@@ -147,14 +147,14 @@ class Supervisor:
         write_state(self.state, self.folder)
 
 
-def _canary(endpoint: Endpoint, bundles: Sequence[Bundle]) -> str:
+def _canary(endpoint: Endpoint, bundles: Sequence[Bundle], api_key: str | None) -> str:
     """One real prediction per model: '' if the server gives the golden answer, else what is wrong."""
     for bundle in bundles:
         manifest = bundle.manifest
         name, picture = bundle.golden_pictures()[0]
         expected = bundle.golden_probabilities()[0]
         try:
-            with HttpClient(endpoint, manifest.model, manifest.version) as client:
+            with HttpClient(endpoint, manifest.model, manifest.version, api_key=api_key) as client:
                 top = client.predict(picture).top
         except TridentError as error:
             return error.message
