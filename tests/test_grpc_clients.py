@@ -28,7 +28,7 @@ def serve() -> Iterator[Callable[[ServerName, Respond], Endpoint]]:
     servers: list[grpc.Server] = []
 
     def start(name: ServerName, respond: Respond) -> Endpoint:
-        class Handler(grpc.GenericRpcHandler):
+        class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
             def service(self, details: Any) -> Any:
                 expected = PREDICTIONS if name == "torchserve" else "/inference.GRPCInferenceService/ModelInfer"
                 return grpc.unary_unary_rpc_method_handler(respond) if details.method == expected else None
