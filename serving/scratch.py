@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies on Linux
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies on Linux
 
 
 def scratch_name(folder: Path) -> str:
@@ -32,5 +32,5 @@ def scratch_folder(folder: Path) -> Path:
 def remove_scratch(folder: Path) -> None:
     """Remove temporary folder and shared memory of the server of `folder`, if there are any."""
     shutil.rmtree(scratch_folder(folder), ignore_errors=True)
-    for region in _SHARED_MEMORY.glob(f"{scratch_name(folder)}*"):
+    for region in SHARED_MEMORY.glob(f"{scratch_name(folder)}*"):
         region.unlink(missing_ok=True)

@@ -88,6 +88,11 @@ class ServingSettings(BaseSettings):
 
     api_keys: tuple[SecretStr, ...] = Field(default=(), description="if there are any, FastAPI answers only to them")
 
+    triton_classifier: Literal["native", "python"] = Field(
+        default="native",
+        description="native: Triton's onnxruntime or pytorch backend (its stand-in where the server lacks it); python: "
+        "our runtimes on the python backend",
+    )
     triton_python: Path = Field(
         default=REPOSITORY / ".venv-triton/bin/python", description="the environment of Triton, whose numpy is older"
     )

@@ -77,7 +77,7 @@ def test_requests_carry_the_same_bytes() -> None:
     assert fastapi.body == torchserve.body == triton.body == b"picture"
     assert fastapi.path == "/predict?model=m&version=2"
     assert torchserve.path == "/predictions/m/2"
-    assert triton.path == "/v2/models/m/versions/2/infer"
+    assert triton.path == "/v2/models/m_v2/infer"
     assert {request.headers["x-top-k"] for request in (fastapi, torchserve, triton)} == {"3"}
     assert {request.headers["content-type"] for request in (fastapi, torchserve, triton)} == {
         "application/octet-stream"

@@ -56,7 +56,7 @@ def test_triton_gets_the_picture_top_k_version_and_key(serve: Callable[[ServerNa
         reply = client.ask(b"picture", 3)
     assert reply.prediction.top.label == "a"
     ((request, metadata),) = seen
-    assert (request.model_name, request.model_version) == ("m", "2")
+    assert request.model_name == "m_v2"
     assert request.parameters["top_k"].int64_param == 3
     assert list(request.raw_input_contents) == [b"\x07\x00\x00\x00picture"]
     assert metadata["triton-grpc-protocol-x-api-key"] == "secret"

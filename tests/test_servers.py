@@ -137,9 +137,9 @@ def test_an_unmodified_tritonclient_reads_triton(running: StackState, digits: Bu
 
 def test_swapped_weights_are_found(running: StackState, folder: Path, other_weights: Bundle, digits: Bundle) -> None:
     """Triton's classifier gets the weights of another bundle; verify says which server and which picture."""
-    classifier = folder / "artifacts/stack/triton/model_repository/digits_classifier/1/model.onnx"
+    classifier = folder / "artifacts/stack/triton/model_repository/digits_v1_classifier/1/model.onnx"
     original = classifier.read_bytes()
-    load = f"{url(running, 'triton')}/v2/repository/models/digits_classifier/load"
+    load = f"{url(running, 'triton')}/v2/repository/models/digits_v1_classifier/load"
     try:
         shutil.copyfile(other_weights.path / "model.onnx", classifier)
         assert httpx.post(load, timeout=60).status_code == 200

@@ -1,4 +1,4 @@
-"""Probabilities in, answers (JSON text) out, by the postprocessing that all servers share."""
+"""Probabilities and tickets in, answers (JSON text) out, by the postprocessing that all servers share."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from pydantic_core import to_json
 
-from serving.errors import TridentError
+from serving.errors import DeadlineExceededError, TridentError
 from serving.manifest import Manifest
 from serving.postprocess import TOP_K_HEADER, answer, parse_top_k
+from serving.triton_server.parameters import config_parameters, open_admission, tickets_in
 
 
 class TritonPythonModel:
@@ -20,21 +21,30 @@ class TritonPythonModel:
         """Read the bundle's manifest, which the repository builder put beside this file."""
         folder = Path(args["model_repository"]) / args["model_version"]
         self.manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+        self.admission = open_admission(config_parameters(args["model_config"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Each request gets its own response."""
+        """Each request gets its own response, and its pictures' places are free again."""
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
         manifest = self.manifest
+        tickets = tickets_in(pb_utils.get_input_tensor_by_name(request, "ticket").as_numpy())
         try:
+            if any(self.admission.is_late(ticket) for ticket in tickets):
+                raise DeadlineExceededError("the answer did not come in time")
             top_k = parse_top_k(_top_k(request))
         except TridentError as error:
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(f"{error.kind}: {error.message}", pb_utils.TritonError.INVALID_ARG)
-            )
-        rows = pb_utils.get_input_tensor_by_name(request, "probabilities").as_numpy()
-        answers = [[to_json(answer(row, manifest.model, manifest.version, manifest.labels, top_k))] for row in rows]
+            late = isinstance(error, DeadlineExceededError)
+            code = pb_utils.TritonError.UNAVAILABLE if late else pb_utils.TritonError.INVALID_ARG
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{error.kind}: {error.message}", code))
+        finally:
+            for ticket in tickets:
+                self.admission.give_back(ticket)
+        probabilities = pb_utils.get_input_tensor_by_name(request, "probabilities").as_numpy()
+        answers = [
+            [to_json(answer(row, manifest.model, manifest.version, manifest.labels, top_k))] for row in probabilities
+        ]
         return pb_utils.InferenceResponse([pb_utils.Tensor("answer", np.array(answers, dtype=np.object_))])
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.errors import TridentError
+from serving.errors import BodyTooLargeError, TridentError
 from serving.manifest import Manifest
-from serving.preprocess import preprocess
-from serving.triton_server.parameters import config_parameters
+from serving.preprocess import Pixels, preprocess
+from serving.triton_server.parameters import config_parameters, open_admission, tickets_in
 
 
 class TritonPythonModel:
@@ -19,18 +19,28 @@ class TritonPythonModel:
         """Read the bundle's manifest, which the repository builder put beside this file."""
         folder = Path(args["model_repository"]) / args["model_version"]
         self.input = Manifest.model_validate_json((folder / "manifest.json").read_text()).input
-        self.max_image_pixels = int(config_parameters(args["model_config"])["max_image_pixels"])
+        parameters = config_parameters(args["model_config"])
+        self.max_image_pixels = int(parameters["max_image_pixels"])
+        self.max_body_bytes = int(parameters["max_body_bytes"])
+        self.admission = open_admission(parameters)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Each request gets its own response: a damaged picture is an error to its sender only."""
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
-        pictures = pb_utils.get_input_tensor_by_name(request, "picture").as_numpy()
+        pictures = pb_utils.get_input_tensor_by_name(request, "picture").as_numpy().reshape(-1)
         try:
-            pixels = [preprocess(data, self.input, self.max_image_pixels) for data in pictures.reshape(-1)]
+            pixels = [self._preprocess(data) for data in pictures]
         except TridentError as error:
+            for ticket in tickets_in(pb_utils.get_input_tensor_by_name(request, "ticket").as_numpy()):
+                self.admission.give_back(ticket)
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(f"{error.kind}: {error.message}", pb_utils.TritonError.INVALID_ARG)
             )
         return pb_utils.InferenceResponse([pb_utils.Tensor("image", np.stack(pixels))])
+
+    def _preprocess(self, data: bytes) -> Pixels:
+        if len(data) > self.max_body_bytes:
+            raise BodyTooLargeError(f"the picture has {len(data)} bytes; at most {self.max_body_bytes} are accepted")
+        return preprocess(data, self.input, self.max_image_pixels)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from serving.clients.torchserve_messages import PREDICTIONS, PredictionResponse, PredictionsRequest
-from serving.clients.wire import API_KEY_HEADER, GarbledError, RefusedError
+from serving.clients.wire import API_KEY_HEADER, GarbledError, RefusedError, triton_model
 from serving.errors import DeploymentError
 from serving.schemas import Prediction, Problem
 from serving.server_plan import ServerName
@@ -118,9 +118,7 @@ class TritonGrpcWire:
 
     def request(self, picture: bytes, top_k: int | None = None, api_key: str | None = None) -> bytes:
         """The one BYTES input: 4 bytes of length, then the picture."""
-        request = ModelInferRequest(model_name=self.model)
-        if self.version is not None:
-            request.model_version = str(self.version)
+        request = ModelInferRequest(model_name=triton_model(self.model, self.version))
         if top_k is not None:
             request.parameters["top_k"].int64_param = top_k
         request.inputs.add(name="picture", datatype="BYTES", shape=[1, 1])

@@ -98,7 +98,8 @@ class TorchserveWire:
 
 @dataclass(frozen=True)
 class TritonWire:
-    """`POST /v2/models/<ensemble>/infer`, with a raw binary request for the one BYTES input.
+    """`POST /v2/models/<ensemble>/infer`, with a raw binary request for the one BYTES input. The default version is the
+    ensemble `<model>`, each version the ensemble `<model>_v<version>`.
 
     https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
     """
@@ -108,7 +109,7 @@ class TritonWire:
 
     def request(self, picture: bytes, top_k: int | None = None) -> HttpRequest:
         """No JSON header (its length is 0), then the picture."""
-        path = f"/v2/models/{self.model}" + (f"/versions/{self.version}" if self.version is not None else "") + "/infer"
+        path = f"/v2/models/{triton_model(self.model, self.version)}/infer"
         return HttpRequest(path, {**_headers(top_k), _TENSOR_HEADER_LENGTH: "0"}, picture)
 
     def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
@@ -128,6 +129,11 @@ WIRES: Final[Mapping[ServerName, type[FastapiWire] | type[TorchserveWire] | type
     "torchserve": TorchserveWire,
     "triton": TritonWire,
 }
+
+
+def triton_model(model: str, version: int | None) -> str:
+    """The name under which Triton has the default version of a model, or exactly `version`."""
+    return model if version is None else f"{model}_v{version}"
 
 
 def _headers(top_k: int | None) -> dict[str, str]:

@@ -16,19 +16,20 @@ from typing import Final
 
 from serving.bundle import Bundle
 from serving.errors import DeploymentError
-from serving.scratch import remove_scratch, scratch_name
+from serving.scratch import SHARED_MEMORY, remove_scratch, scratch_name
 from serving.server_plan import Endpoint, ServerPlan, answers_200
 from serving.settings import ServingSettings
 from serving.triton_server.repository import build_repository
 
 _PROBE: Final = """
-import json, sys, sysconfig, numpy, importlib.metadata as metadata
+import importlib.util, json, sys, sysconfig, numpy, importlib.metadata as metadata
 print(json.dumps({
     "prefix": sys.prefix,
     "site": str(metadata.distribution("nvidia-pytriton").locate_file("")),
     "library_folder": sysconfig.get_config_var("LIBDIR"),
     "python": "%d.%d" % sys.version_info[:2],
     "numpy": numpy.__version__,
+    "has_torch": importlib.util.find_spec("torch") is not None,
 }))
 """
 
@@ -42,6 +43,7 @@ class TritonEnvironment:
     library_folder: str
     python: str
     numpy: str
+    has_torch: bool
 
     @property
     def server(self) -> Path:
@@ -74,9 +76,13 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
     repository, backends = folder / "model_repository", folder / "backends"
     shutil.rmtree(folder, ignore_errors=True)
     repository.mkdir(parents=True)
+    default = {bundle.manifest.model: bundle.name for bundle in bundles}  # of several versions, the last named one
+    shared_prefix = f"{SHARED_MEMORY / scratch_name(folder)}_"
     for bundle in bundles:
-        build_repository(bundle, settings, repository)
+        is_default = default[bundle.manifest.model] == bundle.name
+        build_repository(bundle, settings, repository, is_default=is_default, shared_prefix=shared_prefix)
     _copy_backends(triton, backends)
+    _check_runtime(triton, settings)
     _check_stub(triton, backends)
 
     ports = settings.ports
@@ -139,7 +145,7 @@ def find_triton(python: Path) -> TritonEnvironment:
 
 
 def _copy_backends(triton: TritonEnvironment, backends: Path) -> None:
-    """`backends/python` from the wheel, and `backends/onnxruntime`, which is ours."""
+    """`backends/python` from the wheel, and the stand-ins for its missing native backends, which are ours."""
     wheel = triton.server
     stub = wheel / "python_backend_stubs" / triton.python / "triton_python_backend_stub"
     if not stub.is_file():
@@ -151,8 +157,14 @@ def _copy_backends(triton: TritonEnvironment, backends: Path) -> None:
         stub,
     ):
         shutil.copy2(file, backends / "python" / file.name)
-    (backends / "onnxruntime").mkdir()
-    shutil.copyfile(Path(__file__).with_name("onnxruntime_backend.py"), backends / "onnxruntime/model.py")
+    for name in ("onnxruntime", "pytorch"):
+        (backends / name).mkdir()
+        shutil.copyfile(Path(__file__).with_name(f"{name}_backend.py"), backends / name / "model.py")
+
+
+def _check_runtime(triton: TritonEnvironment, settings: ServingSettings) -> None:
+    if settings.runtime == "torchscript" and not triton.has_torch:
+        raise DeploymentError(f"runtime = torchscript needs torch in {triton.prefix}: `make setup` installs it")
 
 
 def _check_stub(triton: TritonEnvironment, backends: Path) -> None:

@@ -1,9 +1,27 @@
 """What the python models read from their config.pbtxt."""
 
 import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.triton_server.admission import Admission, Ticket
 
 
 def config_parameters(model_config: str) -> dict[str, str]:
     """The `parameters` of a model configuration, which Triton hands to python models as JSON."""
     parameters = json.loads(model_config).get("parameters", {})
     return {key: value["string_value"] for key, value in parameters.items()}
+
+
+def open_admission(parameters: dict[str, str]) -> Admission:
+    """The table that admission, preprocess and postprocess share."""
+    return Admission(
+        Path(parameters["admission_file"]), int(parameters["places"]), float(parameters["request_timeout_s"])
+    )
+
+
+def tickets_in(rows: npt.NDArray[np.int64]) -> list[Ticket]:
+    """Tickets that came as a tensor `[N, 2]`."""
+    return [(place, taken) for place, taken in rows.tolist()]

@@ -1,55 +1,143 @@
-"""A bundle -> Triton's model repository: model_repository/'s templates rendered, weights copied."""
+"""A bundle -> Triton's model repository: model_repository/'s templates rendered, weights copied.
 
+An ensemble's configuration is shared by all its versions, so Triton's own version folders cannot pin an ensemble to the
+right version of its parts. Each bundle version therefore has models of its own, `digits_v3` and its parts; and `digits`
+is the ensemble of the version that answers when none is asked for. What serves one version is never touched when
+another comes or goes.
+"""
+
+import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 from typing import Final
 
 from serving.bundle import MANIFEST, Bundle
-from serving.errors import DeploymentError
-from serving.settings import ServingSettings
+from serving.clients.wire import triton_model
+from serving.runtimes import artefact_for
+from serving.settings import RuntimeName, ServingSettings
 
 TEMPLATES: Final = Path(__file__).resolve().parents[2] / "model_repository"
-PARTS: Final = ("preprocess", "classifier", "postprocess")
+PARTS: Final = ("admission", "preprocess", "classifier", "postprocess")
+SHARED_PREFIX: Final = "/dev/shm/trident_"  # noqa: S108 - POSIX shared memory: where the parts meet
 
 
-def build_repository(bundle: Bundle, settings: ServingSettings, repository: Path) -> None:
-    """Write the ensemble of `bundle` and its parts into the folder `repository`.
+# Triton's name for a runtime's native backend, and what that backend calls the weights, inputs and outputs.
+# https://github.com/triton-inference-server/pytorch_backend says what names libtorch needs: <name>__<index>.
+_PLATFORM: Final[dict[RuntimeName, str]] = {"onnxruntime": "onnxruntime_onnx", "torchscript": "pytorch_libtorch"}
+_WEIGHTS: Final[dict[RuntimeName, str]] = {"onnxruntime": "model.onnx", "torchscript": "model.pt"}
+
+
+def model_names(bundle: Bundle) -> tuple[str, ...]:
+    """The Triton models of a bundle, parts first; without the model's public name."""
+    name = triton_model(bundle.manifest.model, bundle.manifest.version)
+    return (*(f"{name}_{part}" for part in PARTS), name)
+
+
+def build_repository(
+    bundle: Bundle,
+    settings: ServingSettings,
+    repository: Path,
+    *,
+    is_default: bool = True,
+    shared_prefix: str = SHARED_PREFIX,
+) -> None:
+    """Write the models of `bundle` into the folder `repository`; with `is_default`, also the public one.
 
     Raises:
-        DeploymentError: the settings ask for what Triton's classifier cannot do.
+        BundleError: the bundle has no artefact for the settings' runtime and precision.
     """
-    if settings.runtime != "onnxruntime":
-        raise DeploymentError("the Triton deployment runs ONNX; set runtime = onnxruntime")
-    manifest = bundle.manifest
-    values = _template_values(bundle, settings)
-    for part in ("ensemble", *PARTS):
-        folder = repository / (manifest.model if part == "ensemble" else f"{manifest.model}_{part}")
-        version = folder / str(manifest.version)
-        version.mkdir(parents=True, exist_ok=True)
-        template = Template((TEMPLATES / part / "config.pbtxt").read_text())
-        (folder / "config.pbtxt").write_text(template.substitute(values))
-        if (TEMPLATES / part / "model.py").is_file():
-            shutil.copyfile(TEMPLATES / part / "model.py", version / "model.py")
-            shutil.copyfile(bundle.path / MANIFEST, version / MANIFEST)
-    weights = bundle.file(bundle.artefact("onnx", settings.precision))
-    shutil.copyfile(weights, repository / f"{manifest.model}_classifier" / str(manifest.version) / "model.onnx")
+    values = _template_values(bundle, settings, shared_prefix)
+    version = str(bundle.manifest.version)
+    for part in PARTS:
+        folder = repository / f"{values['name']}_{part}"
+        (folder / version).mkdir(parents=True, exist_ok=True)
+        _render(part, folder, values)
+        if part != "classifier" or settings.triton_classifier == "python":
+            shutil.copyfile(TEMPLATES / part / "model.py", folder / version / "model.py")
+            shutil.copyfile(bundle.path / MANIFEST, folder / version / MANIFEST)
+    _write_weights(bundle, settings, repository / f"{values['name']}_classifier" / version)
+    _write_ensemble(repository, str(values["name"]), values)
+    if is_default:
+        write_default(bundle, settings, repository, shared_prefix=shared_prefix)
 
 
-def _template_values(bundle: Bundle, settings: ServingSettings) -> dict[str, object]:
+def write_default(
+    bundle: Bundle, settings: ServingSettings, repository: Path, *, shared_prefix: str = SHARED_PREFIX
+) -> None:
+    """Let the model's public name mean this bundle's version; Triton follows at the next load."""
+    _write_ensemble(repository, bundle.manifest.model, _template_values(bundle, settings, shared_prefix))
+
+
+def remove_models(names: Iterable[str], repository: Path) -> None:
+    """Remove models from the repository."""
+    for name in names:
+        shutil.rmtree(repository / name, ignore_errors=True)
+
+
+def _write_ensemble(repository: Path, name: str, values: dict[str, object]) -> None:
+    folder = repository / name
+    (folder / str(values["version"])).mkdir(parents=True, exist_ok=True)  # Triton wants it, though it stays empty
+    _render("ensemble", folder, values | {"ensemble": name})
+
+
+def _render(template: str, folder: Path, values: dict[str, object]) -> None:
+    text = Template((TEMPLATES / template / "config.pbtxt").read_text()).substitute(values)
+    draft = folder / ".config.pbtxt"
+    draft.write_text(text)
+    draft.replace(folder / "config.pbtxt")
+
+
+def _write_weights(bundle: Bundle, settings: ServingSettings, folder: Path) -> None:
+    artefact = artefact_for(bundle, settings.runtime, settings.precision)
+    if settings.triton_classifier == "python":
+        shutil.copytree(bundle.path, folder / "bundle", dirs_exist_ok=True)
+    else:
+        shutil.copyfile(bundle.file(artefact), folder / _WEIGHTS[settings.runtime])
+
+
+def _template_values(bundle: Bundle, settings: ServingSettings, shared_prefix: str) -> dict[str, object]:
     manifest = bundle.manifest
+    name = triton_model(manifest.model, manifest.version)
+    native = settings.triton_classifier == "native"
+    indexed = native and settings.runtime == "torchscript"
     return {
-        "model": manifest.model,
+        "name": name,
+        "ensemble": name,
         "version": manifest.version,
         "height": manifest.input.height,
         "width": manifest.input.width,
         "classes": manifest.output.classes,
+        "classifier_kind": f'platform: "{_PLATFORM[settings.runtime]}"' if native else 'backend: "python"',
+        "classifier_input": "image__0" if indexed else "image",
+        "classifier_output": "probabilities__0" if indexed else "probabilities",
+        "classifier_parameters": "\n".join(_parameters(settings)),
         "max_batch_size": settings.max_batch_size,
         "queue_delay_us": round(settings.queue_delay_ms * 1000),
         "instances": settings.workers,
         "instance_kind": "KIND_CPU" if settings.device == "cpu" else "KIND_GPU",
-        "threads": settings.threads_per_worker,
         # Decoding is single-threaded: as many decoders as there are cores in use.
         "decoders": settings.workers * settings.threads_per_worker,
+        "max_body_bytes": settings.max_body_bytes,
         "max_image_pixels": settings.max_image_pixels,
+        "queue_size": settings.queue_size,
+        # What runs has a place too.
+        "places": settings.queue_size + settings.workers * settings.max_batch_size,
+        "request_timeout_s": settings.request_timeout_s,
+        "admission_file": f"{shared_prefix}{name}",
     }
+
+
+def _parameters(settings: ServingSettings) -> Iterable[str]:
+    """The classifier's parameters, in the words of its backend."""
+    threads = str(settings.threads_per_worker)
+    if settings.triton_classifier == "python":
+        served = settings.model_dump_json(include={"runtime", "precision", "device", "max_batch_size"})
+        values = {"settings": json.dumps(json.loads(served) | {"threads": settings.threads_per_worker})}
+    elif settings.runtime == "torchscript":
+        values = {"INTRA_OP_THREAD_COUNT": threads, "INTER_OP_THREAD_COUNT": "1"}
+    else:
+        values = {"intra_op_thread_count": threads, "inter_op_thread_count": "1"}
+    for key, value in values.items():
+        yield f'parameters {{ key: "{key}" value: {{ string_value: {json.dumps(value)} }} }}'

@@ -1,0 +1,37 @@
+"""Encoded pictures in, tickets `[N, 2]` out; or a refusal."""
+
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from serving.errors import OverloadedError
+from serving.triton_server.admission import Ticket
+from serving.triton_server.parameters import config_parameters, open_admission
+
+
+class TritonPythonModel:
+    """Triton makes one object per instance, each in a process of its own."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the table of places."""
+        parameters = config_parameters(args["model_config"])
+        self.queue_size = int(parameters["queue_size"])
+        self.admission = open_admission(parameters)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Each request gets its own response."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        pictures = pb_utils.get_input_tensor_by_name(request, "picture").shape()[0]
+        tickets: list[Ticket] = []
+        for _ in range(pictures):
+            ticket = self.admission.take()
+            if ticket is None:
+                for taken in tickets:
+                    self.admission.give_back(taken)
+                message = f"{OverloadedError.kind}: {self.queue_size} pictures wait already"
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE))
+            tickets.append(ticket)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("ticket", np.array(tickets, np.int64))])
