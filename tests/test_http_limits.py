@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from serving.bundle import Bundle
+from serving.fastapi_server.metrics import STAGES
 from serving.settings import ServingSettings
 from tests.live_service import Live, live_service
 
@@ -36,14 +37,13 @@ def response(sock: socket.socket) -> tuple[int, bytes]:
     """Status and body of one response; (0, b"") if the connection was closed instead."""
     data = b""
     while b"\r\n\r\n" not in data:
-        more = sock.recv(65536)
+        more = sock.recv(1)  # not a byte of the next response
         if not more:
             return 0, b""
         data += more
-    head, _, body = data.partition(b"\r\n\r\n")
+    head = data.removesuffix(b"\r\n\r\n")
     length = next(int(line.split(b":")[1]) for line in head.lower().splitlines() if line.startswith(b"content-length"))
-    while len(body) < length:
-        body += sock.recv(65536)
+    body = sock.recv(length, socket.MSG_WAITALL)
     return int(head.split()[1]), body
 
 
@@ -161,7 +161,7 @@ def test_a_client_that_goes_away_takes_its_work_along(live: Live, picture: bytes
         blocked.set()
         assert response(busy)[0] == 200
         assert response(staying)[0] == 200
-    text = live.application.service.metrics.exposition().decode()
+    text = live.application.service.exposition().decode()
     assert 'trident_requests_total{code="499",model="digits"} 1.0' in text
     assert 'trident_requests_total{code="200",model="digits"} 2.0' in text
     assert 'trident_stage_duration_seconds_count{model="digits",stage="inference"} 2.0' in text
@@ -213,3 +213,39 @@ def wait_for(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_metrics_add_up(live: Live, picture: bytes) -> None:
+    """What was added up in plain numbers arrives in the histograms, once."""
+    with live.connect() as sock:
+        for _ in range(3):
+            sock.sendall(request(picture))
+            assert response(sock)[0] == 200
+        sock.sendall(request(b"nonsense"))
+        assert response(sock)[0] == 415
+    for _ in range(2):  # a second scrape adds nothing
+        lines = live.application.service.exposition().decode().splitlines()
+    value = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
+    assert value['trident_requests_total{code="200",model="digits"}'] == 3
+    assert value['trident_requests_total{code="415",model="digits"}'] == 1
+    assert value['trident_rejected_total{reason="not-an-image"}'] == 1
+    assert value['trident_request_duration_seconds_bucket{le="+Inf",model="digits"}'] == 3
+    assert value['trident_batch_size_bucket{le="1.0",model="digits"}'] == 3
+    stages = [value[f'trident_stage_duration_seconds_sum{{model="digits",stage="{stage}"}}'] for stage in STAGES]
+    total = value['trident_request_duration_seconds_sum{model="digits"}']
+    assert 0 < sum(stages) < total
+    assert value["trident_requests_in_flight"] == 0
+
+
+def test_a_plain_request_and_an_odd_one_take_turns_on_a_connection(live: Live, picture: bytes) -> None:
+    """The short way and the ordinary one answer the same."""
+    odd = request(picture).replace(b"/predict", b"/predict?top_k=5", 1)
+    with live.connect() as sock:
+        bodies = set()
+        for message in (request(picture), odd, request(picture), odd + request(picture)):
+            sock.sendall(message)
+            status, body = response(sock)
+            assert status == 200
+            bodies.add(body)
+        assert response(sock) == (200, bodies.pop())
+        assert not bodies

@@ -1,7 +1,9 @@
 """The ceiling: decode and model in a plain loop, without any server.
 
-python -m loadtest.overhead.ceiling BUNDLE PICTURE SECONDS      (prints pictures per second: one by one, and in
-batches)
+    python -m loadtest.overhead.ceiling BUNDLE PICTURE
+
+For each line on stdin, a number of seconds, it prints pictures per second: one by one, and in batches. In between it
+waits, so that its turns can lie right beside those of the servers.
 """
 
 import json
@@ -13,16 +15,13 @@ from loadtest.overhead.model import MAX_BATCH_SIZE, Model
 
 
 def main() -> None:
-    """Measure, print JSON."""
-    bundle, picture, seconds = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), float(sys.argv[3])
+    """Measure when asked to, print JSON."""
+    bundle, picture = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
     model = Model(bundle)
-    for _ in range(20):
-        model.infer([model.decode(picture)])
-    print(
-        json.dumps(
-            {"single": _rate(model, picture, 1, seconds), "batched": _rate(model, picture, MAX_BATCH_SIZE, seconds)}
-        )
-    )
+    for line in sys.stdin:
+        seconds = float(line)
+        found = {"single": _rate(model, picture, 1, seconds), "batched": _rate(model, picture, MAX_BATCH_SIZE, seconds)}
+        print(json.dumps(found), flush=True)
 
 
 def _rate(model: Model, picture: bytes, batch_size: int, seconds: float) -> float:

@@ -4,8 +4,8 @@
     [--paced 0.7]
 
 Every server gets one core, the load generator another; those that are not measured are stopped (SIGSTOP), so that they
-take no time of the core. In each round all are measured, in a new random order; a ratio to the ceiling is taken within
-its round.
+take no time of the core. In each round all are measured, in a new random order. The ceiling is measured before and after
+every turn of a server, whose ratio is to the mean of these two: what the machine does to one, it does to the other.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -34,7 +34,7 @@ from loadtest.overhead.contestants import TRIDENT, Contestant, contestants
 from serving.bundle import Bundle, find_bundle
 from serving.processes import die_with_parent
 
-WARMUP_S: Final = 0.5
+WARMUP_S: Final = 0.3
 START_TIMEOUT_S: Final = 120.0
 
 console = Console(width=110)
@@ -71,34 +71,34 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         calls: dict[str, tuple[Call, subprocess.Popen[bytes]]] = {}
         for contestant in contestants(bundle, options.peers):
+            if contestant.name not in (options.only or [contestant.name]):
+                continue
             with console.status(f"starting {contestant.name}"):
                 calls[contestant.name] = stack.enter_context(_running(contestant, picture, label, server_core))
-        figures, ceilings = _rounds(options, bundle, picture, calls, server_core)
-        pace = _paced_latency(options, calls[TRIDENT], figures[TRIDENT]) if options.paced else None
+        ceiling = stack.enter_context(_ceiling(bundle, picture, server_core))
+        figures, ceilings = _rounds(options, calls, ceiling)
+        pace = _paced_latency(options, calls[TRIDENT], figures[TRIDENT]) if options.paced and TRIDENT in calls else None
     _show(options, bundle, figures, ceilings, pace)
 
 
 def _rounds(
     options: argparse.Namespace,
-    bundle: Bundle,
-    picture: bytes,
     calls: dict[str, tuple[Call, subprocess.Popen[bytes]]],
-    server_core: int,
+    ceiling: Callable[[float], dict[str, float]],
 ) -> tuple[dict[str, Figures], list[dict[str, float]]]:
     shuffled = random.Random(options.seed)  # noqa: S311 - an order, not a secret
     figures = {name: Figures() for name in calls}
-    ceilings = []
+    ceilings = [ceiling(options.seconds / 2)]
     for round_ in range(options.rounds):
-        ceiling = _ceiling(bundle, picture, options.seconds, server_core)
-        ceilings.append(ceiling)
         for name in shuffled.sample(list(calls), len(calls)):
             call, process = calls[name]
-            with console.status(f"round {round_ + 1} of {options.rounds}: {name}"), _awake(process):
-                for concurrency in options.concurrency:
+            for concurrency in options.concurrency:
+                with console.status(f"round {round_ + 1} of {options.rounds}: {name}"), _awake(process):
                     measured = closed_loop(call, concurrency, WARMUP_S, options.seconds)
-                    if measured.fault:
-                        sys.exit(f"{name} at concurrency {concurrency}: {measured.fault}")
-                    figures[name].add(concurrency, measured, ceiling["single"])
+                if measured.fault:
+                    sys.exit(f"{name} at concurrency {concurrency}: {measured.fault}")
+                ceilings.append(ceiling(options.seconds / 2))
+                figures[name].add(concurrency, measured, (ceilings[-2]["single"] + ceilings[-1]["single"]) / 2)
     return figures, ceilings
 
 
@@ -168,20 +168,36 @@ def _awake(process: subprocess.Popen[bytes]) -> Iterator[None]:
         os.killpg(process.pid, signal.SIGSTOP)
 
 
-def _ceiling(bundle: Bundle, picture: bytes, seconds: float, core: int) -> dict[str, float]:
+@contextlib.contextmanager
+def _ceiling(bundle: Bundle, picture: bytes, core: int) -> Iterator[Callable[[float], dict[str, float]]]:
+    """A function that measures the ceiling for so many seconds, on the servers' core."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(picture)
         file.flush()
-        command = [sys.executable, "-m", f"{__package__}.ceiling", str(bundle.path), file.name, str(seconds)]
-        done = subprocess.run(
-            command,
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.ceiling", str(bundle.path), file.name],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            check=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+        asked, answers = process.stdin, process.stdout
+        assert asked is not None
+        assert answers is not None
+
+        def measure(seconds: float) -> dict[str, float]:
+            asked.write(f"{seconds}\n")
+            asked.flush()
+            found: dict[str, float] = json.loads(answers.readline())
+            return found
+
+        try:
+            yield measure
+        finally:
+            asked.close()  # it ends when there is nothing more to read
+            process.wait()
+            answers.close()
 
 
 def _show(
@@ -215,7 +231,7 @@ def _show(
         table.add_row(name, *cells)
     console.print(table)
     peers = {name: found for name, found in figures.items() if name != TRIDENT}
-    for concurrency in crowds:
+    for concurrency in crowds if 0 < len(peers) < len(figures) else ():
         best = max(peers, key=lambda name: median(peers[name].ratio[concurrency]))
         factor = median(figures[TRIDENT].ratio[concurrency]) / median(peers[best].ratio[concurrency])
         console.print(f"at {concurrency}: {factor:.2f} times the best peer, {best}")
@@ -235,8 +251,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", nargs="?", help="MODEL, MODEL:VERSION or a folder; default: the newest bundle")
     parser.add_argument("--peers", type=Path, help="a Python with mosec, litserve and bentoml")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="names of servers; default: all")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--concurrency", type=lambda text: [int(part) for part in text.split(",")], default=[1, 16, 32])
     parser.add_argument("--paced", type=float, default=0.7, help="share of the highest rate for the paced run; 0: none")

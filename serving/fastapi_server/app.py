@@ -1,5 +1,6 @@
 """The application of one worker process: routes and life cycle. Nothing is global."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,9 +13,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.fastapi_server.bodies import ImageJson
+from serving.fastapi_server.exchange import request_id
 from serving.fastapi_server.inference_protocol import router as inference_protocol
 from serving.fastapi_server.metrics import NO_MODEL
-from serving.fastapi_server.predict import PredictEndpoint, request_id
+from serving.fastapi_server.predict import PredictEndpoint
 from serving.fastapi_server.problems import PROBLEM_JSON, install_problem_handlers
 from serving.fastapi_server.service import Service
 from serving.schemas import Prediction, Predictions, Problem
@@ -59,9 +61,7 @@ class Application:
             if scope["path"].endswith("/infer"):
                 name = str(scope.get("path_params", {}).get("model", NO_MODEL))
                 name = name if status == 200 else NO_MODEL  # a label that anybody could invent would grow without bound
-                self.service.metrics.answered(name, str(status)).inc()
-                if status == 200:
-                    self.service.metrics.of_model(name).request_duration.observe(time.perf_counter() - started)
+                self.service.metrics.answered(name, status, time.perf_counter() - started)
 
 
 def create_app(settings: ServingSettings) -> Application:
@@ -84,9 +84,12 @@ def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.hosting.start()
         await service.fleet.join()
+        flushing = asyncio.create_task(service.flush_forever())
         yield
         await service.fleet.leave()
         await service.hosting.close()
+        flushing.cancel()
+        await asyncio.wait([flushing])
 
     app = FastAPIOffline(title="Trident", description=DESCRIPTION, version="2", lifespan=lifespan)
     app.state.service = service
@@ -95,8 +98,8 @@ def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     app.include_router(inference_protocol)
 
     @app.get("/metrics", include_in_schema=False)
-    def metrics() -> Response:
-        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    async def metrics() -> Response:
+        return Response(service.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)
     def root() -> Response:

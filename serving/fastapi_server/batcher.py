@@ -105,6 +105,7 @@ class Batcher:
         self._on_batch = on_batch
         self._loop = asyncio.get_running_loop()
         self._draining = False
+        self._submitted: list[Job] = []  # in this turn of the event loop
         self._empty = asyncio.Event()  # set when the last job is delivered while draining
         self._seconds_per_picture = 0.0
 
@@ -147,14 +148,26 @@ class Batcher:
             raise OverloadedError(f"{self.depth} pictures are waiting already", retry_after_s=math.ceil(wait_s))
         self.depth += job.rows
         job.timer = self._loop.call_later(timeout_s, _expire, job)
+        if not self._submitted:
+            self._loop.call_soon(self._hand_over)
+        self._submitted.append(job)
+        return future
+
+    def _hand_over(self) -> None:
+        """Give the threads what was submitted in this turn of the event loop.
+
+        Done job by job, the model would run off with the first of several requests that were read in one turn, and
+        batches would be of 1 and of the rest in turns.
+        """
+        jobs, self._submitted = self._submitted, []
         with self._for_model:
-            (self._waiting if job.pixels is None else self._decoded).append(job)
+            for job in jobs:
+                (self._waiting if job.pixels is None else self._decoded).append(job)
             if self._model_waits:
                 self._model_waits = False
                 self._for_model.notify()
-            elif self._has_decoders and job.pixels is None:
-                self._for_decoders.notify()
-        return future
+            elif self._has_decoders:
+                self._for_decoders.notify(len(self._waiting))
 
     async def close(self) -> None:
         """Take nothing new, finish what was taken, and end the threads."""

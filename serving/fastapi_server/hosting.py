@@ -42,7 +42,7 @@ class HostedModel:
             return preprocess(data, spec, max_image_pixels)
 
         def on_batch(jobs: Sequence[Job]) -> None:
-            metrics.batch_done(name, jobs, batcher.depth)
+            metrics.batch_done(name, jobs)
 
         batcher = Batcher(
             decode,
@@ -110,6 +110,12 @@ class Hosting:
     def default_version(self, model: str) -> int | None:
         """The version that answers when none is asked for."""
         return self._default_versions.get(model)
+
+    def queue_depths(self) -> dict[str, int]:
+        """By model: pictures that wait or are computed."""
+        return {
+            name: sum(hosted.batcher.depth for hosted in versions.values()) for name, versions in self._models.items()
+        }
 
     # --- the life of the process
 

@@ -1,11 +1,14 @@
 """What Prometheus is told. Names and units follow https://prometheus.io/docs/practices/naming/.
 
-With several worker processes (PROMETHEUS_MULTIPROC_DIR is set, see `__main__`) each writes its numbers to files, and
-whichever answers /metrics adds all of them up.
+Requests are added up in plain numbers (`Tally`), which `flush` hands to prometheus_client a few times a second and
+before each scrape. With several worker processes (PROMETHEUS_MULTIPROC_DIR is set, see `__main__`) each writes its
+numbers to files, and whichever answers /metrics adds all of them up.
 """
 
 import os
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,19 +24,54 @@ from serving.provenance import git_revision, package_versions
 MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
 BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+STAGES: Final = ("decode", "queue", "inference")
 NO_MODEL: Final = "-"
 
 
-@dataclass(frozen=True)
-class ModelMetrics:
-    """One model's own metrics: looked up once, not at every request."""
+class Tally:
+    """What a histogram has not been told yet. An observation is two additions here; in prometheus_client it is a lock,
+    a search in Python and several calls, and five of them were a sixth of a small request's time.
+    """
 
-    request_duration: Histogram
-    decode: Histogram
-    queue: Histogram
-    inference: Histogram
-    batch_size: Histogram
+    __slots__ = ("_bounds", "_counts", "_histogram", "_sum")
+
+    def __init__(self, histogram: Histogram, bounds: Sequence[float]) -> None:
+        self._histogram = histogram
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """One more."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def flush(self) -> None:
+        """Hand over. The histogram's own parts are used: its public `observe` takes one value at a time."""
+        for bucket, count in zip(self._histogram._buckets, self._counts, strict=True):
+            if count:
+                bucket.inc(count)
+        self._histogram._sum.inc(self._sum)
+        self._counts = [0] * len(self._counts)
+        self._sum = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetrics:
+    """One model's own metrics."""
+
+    request_duration: Tally
+    decode: Tally
+    queue: Tally
+    inference: Tally
+    batch_size: Tally
     queue_depth: Gauge
+
+    def flush(self, depth: int) -> None:
+        """Hand over."""
+        for tally in (self.request_duration, self.decode, self.queue, self.inference, self.batch_size):
+            tally.flush()
+        self.queue_depth.set(depth)
 
 
 class Metrics:
@@ -57,7 +95,7 @@ class Metrics:
         )
         self._stage_duration = Histogram(
             "trident_stage_duration_seconds",
-            "A picture's time in each stage: decode, queue, inference.",
+            f"A picture's time in each stage: {', '.join(STAGES)}.",
             ["model", "stage"],
             buckets=BUCKETS_S,
             registry=registry,
@@ -72,7 +110,7 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
-        self.in_flight = Gauge(
+        self._in_flight = Gauge(
             "trident_requests_in_flight", "Requests under way.", multiprocess_mode="livesum", registry=registry
         )
         self._model_info = Gauge(
@@ -92,25 +130,33 @@ class Metrics:
             registry=registry,
         )
         build_info.labels(git_revision() or "unknown", *versions.values()).set(1)
-        # Children are looked up once: `labels()` takes a lock and hashes strings every time.
-        self.of_model = cache(self._of_model)
-        self.answered = cache(self._requests.labels)
+        self._answers: defaultdict[tuple[str, int], int] = defaultdict(int)
+        self._models: dict[str, ModelMetrics] = {}
         self.rejected = cache(self._rejected.labels)
 
-    def _of_model(self, model: str) -> ModelMetrics:
-        return ModelMetrics(
-            request_duration=self._request_duration.labels(model),
-            decode=self._stage_duration.labels(model, "decode"),
-            queue=self._stage_duration.labels(model, "queue"),
-            inference=self._stage_duration.labels(model, "inference"),
-            batch_size=self._batch_size.labels(model),
-            queue_depth=self._queue_depth.labels(model),
-        )
+    def of_model(self, model: str) -> ModelMetrics:
+        """Made when it is first asked for."""
+        if (found := self._models.get(model)) is None:
+            decode, queue, inference = (Tally(self._stage_duration.labels(model, stage), BUCKETS_S) for stage in STAGES)
+            found = self._models[model] = ModelMetrics(
+                request_duration=Tally(self._request_duration.labels(model), BUCKETS_S),
+                decode=decode,
+                queue=queue,
+                inference=inference,
+                batch_size=Tally(self._batch_size.labels(model), BATCH_BUCKETS),
+                queue_depth=self._queue_depth.labels(model),
+            )
+        return found
 
-    def batch_done(self, model: str, jobs: Sequence[Job], depth: int) -> None:
+    def answered(self, model: str, status: int, seconds: float) -> None:
+        """A request is answered. How long it took is kept of the good ones."""
+        self._answers[model, status] += 1
+        if status == 200:
+            self.of_model(model).request_duration.observe(seconds)
+
+    def batch_done(self, model: str, jobs: Sequence[Job]) -> None:
         """Pictures of one batch are through (or were refused)."""
         metrics = self.of_model(model)
-        metrics.queue_depth.set(depth)
         size = 0
         for job in jobs:
             if job.probabilities is not None:
@@ -120,6 +166,15 @@ class Metrics:
                 metrics.inference.observe(job.inference_s)
         if size:
             metrics.batch_size.observe(size)
+
+    def flush(self, in_flight: int, queue_depths: Mapping[str, int]) -> None:
+        """Hand over to prometheus_client what was added up since the last time, and how things stand now."""
+        self._in_flight.set(in_flight)
+        for (model, status), count in self._answers.items():
+            self._requests.labels(model, str(status)).inc(count)
+        self._answers.clear()
+        for name, metrics in self._models.items():
+            metrics.flush(queue_depths.get(name, 0))
 
     def set_model(self, model: str, version: int, runtime: str, precision: str, device: str, *, loaded: bool) -> None:
         """A version was loaded or dropped."""

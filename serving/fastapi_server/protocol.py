@@ -1,5 +1,5 @@
-"""uvicorn's HTTP/1.1 protocol, with what it lacks: a time limit on reading a request, word of a lost connection, and a
-drain that loses nothing.
+"""uvicorn's HTTP/1.1 protocol, with what it lacks: a time limit on reading a request, word of a lost connection, a drain
+that loses nothing, and a short way for plain requests (`express.py`).
 
 The limit is on the whole request, from its first byte to its last: whoever sends a header or a byte of body now and
 then holds a connection no longer than `read_timeout_s` (https://en.wikipedia.org/wiki/Slowloris_(computer_security)).
@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.errors import RequestTimeoutError
+from serving.fastapi_server.exchange import Reply
+from serving.fastapi_server.express import PATH, Express
 from serving.fastapi_server.problems import PROBLEM_JSON, problem_of
 
 CONNECTION: Final = "trident.connection"  # in the ASGI scope
@@ -32,11 +34,14 @@ class Connection(Protocol):
 class ServiceProtocol(HttpToolsProtocol):
     """One connection."""
 
+    cycle: Any  # uvicorn's RequestResponseCycle, or an Express
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected: it has `read_timeout_s` to send its first request."""
         super().connection_made(transport)
         self.lost = False
         self._draining = False
+        self._whole = False  # whether the bytes that came last ended a request
         self._awaited: list[asyncio.Future[Any]] = []
         self._stage: Literal["idle", "headers", "body"] = "idle"  # what is being read
         self._reading: asyncio.TimerHandle | None = None
@@ -44,10 +49,11 @@ class ServiceProtocol(HttpToolsProtocol):
         self._read_within(self.read_timeout_s)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came. On an idle connection they begin a request, whose time runs from now."""
-        if self._reading is None:
-            self._read_within(self.read_timeout_s)
+        """Bytes came. On an idle connection they begin a request, whose time runs from now if it is not there whole."""
+        self._whole = False
         super().data_received(data)
+        if self._reading is None and not (self._whole and self._stage == "idle"):
+            self._read_within(self.read_timeout_s)
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -57,17 +63,58 @@ class ServiceProtocol(HttpToolsProtocol):
         self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
-        """Its headers are there."""
-        super().on_headers_complete()
+        """Its headers are there: now its way is known."""
         self._stage = "body"
+        express = self._express()
+        if express is None:
+            super().on_headers_complete()
+        else:
+            self.cycle = express
         if self._draining:
             self.cycle.keep_alive = False
+
+    def _express(self) -> Express | None:
+        """The request on the short way, if that is for it."""
+        plain = (
+            self.url == PATH
+            and (self.cycle is None or self.cycle.response_complete)
+            and self.parser.get_method() == b"POST"
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+        )
+        return Express.begin(self.app.service, dict(self.headers), self._send) if plain else None
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body."""
+        if isinstance(self.cycle, Express):
+            self.cycle.add(body)
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """It is there whole."""
         self._stage = "idle"
+        self._whole = True
         self._read_within(None)
-        super().on_message_complete()
+        if isinstance(self.cycle, Express):
+            self.cycle.submit()
+        else:
+            super().on_message_complete()
+
+    def _send(self, express: Express, reply: Reply) -> None:
+        """Answer what came the short way: one packet."""
+        if self.lost:
+            return
+        lines = [STATUS_LINE[reply.status]]
+        for name, value in (*self.server_state.default_headers, *reply.headers):
+            lines += (name, b": ", value, b"\r\n")
+        if not express.keep_alive:
+            lines.append(b"connection: close\r\n")
+        express.response_started = express.response_complete = True
+        self.transport.write(b"".join((*lines, b"\r\n", reply.body)))
+        if not express.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def on_response_complete(self) -> None:
         """It is answered. Where that was before its end (a body too large), the rest is thrown away, but not for long.
@@ -75,7 +122,7 @@ class ServiceProtocol(HttpToolsProtocol):
         Hanging up at once would be a reset, and the client would never see the answer.
         """
         super().on_response_complete()
-        if self._stage == "body":
+        if self._stage == "body" and self.cycle.response_complete:
             self._read_within(LINGER_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -84,6 +131,8 @@ class ServiceProtocol(HttpToolsProtocol):
         self._read_within(None)
         for future in self._awaited:
             future.cancel()
+        if isinstance(self.cycle, Express) and not self.cycle.response_complete:
+            self.cycle.lost()
         super().connection_lost(exc)
 
     def cancel_when_lost(self, future: "asyncio.Future[Any]") -> None:

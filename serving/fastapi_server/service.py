@@ -1,12 +1,16 @@
 """What the endpoints of one process share."""
 
+import asyncio
 from dataclasses import dataclass, field
+from typing import Final
 
 from serving.fastapi_server.access import Access
 from serving.fastapi_server.fleet import Fleet
 from serving.fastapi_server.hosting import Hosting
 from serving.fastapi_server.metrics import Metrics
 from serving.settings import ServingSettings
+
+FLUSH_S: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -29,3 +33,20 @@ class Service:
             "fleet": Fleet.of_environment(hosting),
         }.items():
             object.__setattr__(self, name, part)
+
+    def exposition(self) -> bytes:
+        """The metrics as Prometheus scrapes them, up to this moment (of other workers: up to `FLUSH_S` ago)."""
+        self._flush()
+        return self.metrics.exposition()
+
+    async def flush_forever(self) -> None:
+        """Hand the metrics over, now and then and at the end, so that other workers can show them."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_S)
+                self._flush()
+        finally:
+            self._flush()
+
+    def _flush(self) -> None:
+        self.metrics.flush(self.access.under_way, self.hosting.queue_depths())
