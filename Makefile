@@ -44,6 +44,9 @@ test-all: setup  ## every test that this machine can run
 bench-overhead: setup $(PEERS_VENV)/.ready  ## the FastAPI service against its ceiling, mosec, LitServe and BentoML
 	@$(BIN)/python -m loadtest.overhead.run --peers $(PEERS_VENV)/bin/python $(ARGS)
 
+soak: setup  ## 200,000 requests to the FastAPI service, some of them bad
+	@$(BIN)/python -m loadtest.overhead.soak $(ARGS)
+
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -60,4 +63,4 @@ clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
 	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) artifacts .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-integration test-all bench-overhead lint format lock clean
+.PHONY: help setup demo test test-integration test-all bench-overhead soak lint format lock clean

@@ -17,9 +17,9 @@ from serving.fastapi_server.exchange import request_id
 from serving.fastapi_server.inference_protocol import router as inference_protocol
 from serving.fastapi_server.metrics import NO_MODEL
 from serving.fastapi_server.predict import PredictEndpoint
-from serving.fastapi_server.problems import PROBLEM_JSON, install_problem_handlers
+from serving.fastapi_server.problems import PROBLEMS, documented, install_problem_handlers
 from serving.fastapi_server.service import Service
-from serving.schemas import Prediction, Predictions, Problem
+from serving.schemas import Prediction, Predictions
 from serving.settings import ServingSettings
 
 
@@ -96,6 +96,8 @@ def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     install_problem_handlers(app)
     _add_predict(app, endpoint)
     app.include_router(inference_protocol)
+    describe = app.openapi
+    app.openapi = lambda: _without_fastapis_own_error(describe())  # type: ignore[method-assign]
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
@@ -108,22 +110,18 @@ def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     return app
 
 
+def _without_fastapis_own_error(description: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI says of every operation that it answers 422 when a parameter is bad; here that is a problem, and 400."""
+    for path in description["paths"].values():
+        for operation in path.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+    for schema in ("HTTPValidationError", "ValidationError"):
+        description["components"]["schemas"].pop(schema, None)
+    return description
+
+
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
-_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"model": Problem, "description": description, "content": {PROBLEM_JSON: {}}}
-    for status, description in {
-        400: "malformed request, or empty picture",
-        401: "API key missing or wrong (where keys are set)",
-        404: "unknown model or version",
-        408: "the request was too slow in coming",
-        413: "too many bytes or pixels",
-        415: "not a picture type",
-        422: "the picture cannot be decoded",
-        429: "the queue is full; see Retry-After",
-        503: "not ready, or stopping; see Retry-After",
-        504: "no answer in time",
-    }.items()
-}
 _BODIES: Final = {
     "requestBody": {
         "required": True,
@@ -161,7 +159,7 @@ def _add_predict(app: FastAPI, endpoint: PredictEndpoint) -> None:
         "/predict",
         tags=["predict"],
         response_model=Prediction | Predictions,
-        responses=_PROBLEMS,
+        responses=documented(*PROBLEMS),
         openapi_extra=_BODIES,
     )
     async def predict(

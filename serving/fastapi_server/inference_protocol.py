@@ -23,6 +23,7 @@ from serving.errors import RequestError, UnavailableError, UnknownModelError, Un
 from serving.fastapi_server.bodies import read_body
 from serving.fastapi_server.fleet import Change
 from serving.fastapi_server.hosting import HostedModel
+from serving.fastapi_server.problems import documented
 from serving.fastapi_server.service import Service
 from serving.fastapi_server.tensors import (
     HEADER_LENGTH,
@@ -55,6 +56,12 @@ def admitted(request: Request) -> None:
 
 TheService = Annotated[Service, Depends(the_service)]
 Admitted = [Depends(admitted)]
+_INFER: Final[dict[str, Any]] = {
+    "dependencies": Admitted,
+    "response_class": Response,
+    "responses": documented(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
+}
+_CHANGE: Final[dict[str, Any]] = {"dependencies": Admitted, "responses": documented(400, 401, 404, 408, 413, 429, 503)}
 Protocol = "open inference protocol"
 
 
@@ -67,7 +74,7 @@ async def live() -> dict[str, bool]:
     return {"live": True}
 
 
-@router.get("/health/ready", tags=["health"])
+@router.get("/health/ready", tags=["health"], responses=documented(503))
 async def ready(service: TheService) -> dict[str, bool]:
     """Every model is loaded, warmed up, and has reproduced its golden answers; and the server is not stopping."""
     if not service.hosting.ready:
@@ -123,8 +130,8 @@ def find_served(service: Service, model: str, version: str | None) -> Served:
     return Served(model, service.hosting.find(model, number), is_classifier=False)
 
 
-@router.get("/models/{model}", tags=[Protocol])
-@router.get("/models/{model}/versions/{version}", tags=[Protocol])
+@router.get("/models/{model}", tags=[Protocol], responses=documented(404, 503))
+@router.get("/models/{model}/versions/{version}", tags=[Protocol], responses=documented(404, 503))
 async def model_metadata(service: TheService, model: str, version: str | None = None) -> dict[str, Any]:
     """Versions, inputs and outputs of a model."""
     served = find_served(service, model, version)
@@ -138,8 +145,8 @@ async def model_metadata(service: TheService, model: str, version: str | None = 
     }
 
 
-@router.get("/models/{model}/ready", tags=["health"])
-@router.get("/models/{model}/versions/{version}/ready", tags=["health"])
+@router.get("/models/{model}/ready", tags=["health"], responses=documented(404, 503))
+@router.get("/models/{model}/versions/{version}/ready", tags=["health"], responses=documented(404, 503))
 async def model_ready(service: TheService, model: str, version: str | None = None) -> dict[str, Any]:
     """200 if the model is loaded."""
     find_served(service, model, version)
@@ -149,10 +156,8 @@ async def model_ready(service: TheService, model: str, version: str | None = Non
 # --- infer
 
 
-@router.post("/models/{model}/infer", tags=[Protocol], dependencies=Admitted, response_class=Response)
-@router.post(
-    "/models/{model}/versions/{version}/infer", tags=[Protocol], dependencies=Admitted, response_class=Response
-)
+@router.post("/models/{model}/infer", tags=[Protocol], **_INFER)
+@router.post("/models/{model}/versions/{version}/infer", tags=[Protocol], **_INFER)
 async def infer(request: Request, service: TheService, model: str, version: str | None = None) -> Response:
     """Run a model on tensors, as JSON or in binary."""
     served = find_served(service, model, version)
@@ -275,7 +280,7 @@ async def _load_parameters(request: Request) -> LoadParameters:
         raise RequestError(f"the body is malformed: {error.errors()[0]['msg']}") from error
 
 
-@router.post("/repository/index", tags=["model repository"], dependencies=Admitted)
+@router.post("/repository/index", tags=["model repository"], dependencies=Admitted, responses=documented(401, 429))
 async def repository_index(service: TheService) -> list[dict[str, str]]:
     """Every bundle there is, and every model that is loaded."""
     there = set(await asyncio.to_thread(list_bundles, service.settings.bundles))
@@ -291,7 +296,7 @@ async def repository_index(service: TheService) -> list[dict[str, str]]:
     ]
 
 
-@router.post("/repository/models/{model}/load", tags=["model repository"], dependencies=Admitted)
+@router.post("/repository/models/{model}/load", tags=["model repository"], **_CHANGE)
 async def load_model(request: Request, service: TheService, model: str) -> dict[str, str]:
     """Load a version (default: the highest) beside what is loaded, and let it answer once it has given golden answers."""
     wanted = await _load_parameters(request)
@@ -301,7 +306,7 @@ async def load_model(request: Request, service: TheService, model: str) -> dict[
     return {}
 
 
-@router.post("/repository/models/{model}/unload", tags=["model repository"], dependencies=Admitted)
+@router.post("/repository/models/{model}/unload", tags=["model repository"], **_CHANGE)
 async def unload_model(request: Request, service: TheService, model: str) -> dict[str, str]:
     """Let a version (default: all) of a model answer what it has taken, then drop it."""
     wanted = await _load_parameters(request)

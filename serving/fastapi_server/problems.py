@@ -3,7 +3,7 @@
 import logging
 import math
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +16,29 @@ from serving.schemas import Problem, problem
 
 PROBLEM_JSON: Final = "application/problem+json"
 
+# What OpenAPI says of each.
+PROBLEMS: Final = {
+    400: "malformed request, or empty picture",
+    401: "API key missing or wrong (where keys are set)",
+    404: "unknown model or version",
+    408: "the request was too slow in coming",
+    413: "too many bytes or pixels",
+    415: "not a picture type",
+    422: "the picture cannot be decoded",
+    429: "the queue is full; see Retry-After",
+    503: "not ready, or stopping; see Retry-After",
+    504: "no answer in time",
+}
+
 log = logging.getLogger(__name__)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's `responses` for these problems."""
+    return {
+        status: {"model": Problem, "description": PROBLEMS[status], "content": {PROBLEM_JSON: {}}}
+        for status in statuses
+    }
 
 
 def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
