@@ -61,6 +61,6 @@ lock: $(VENV)/.ready  ## choose new exact versions within pyproject's bounds
 
 clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
-	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) artifacts .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) artifacts mlruns .mypy_cache .pytest_cache .ruff_cache
 
 .PHONY: help setup demo test test-integration test-all bench-overhead soak lint format lock clean

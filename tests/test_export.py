@@ -1,4 +1,5 @@
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ def exportable(network: nn.Module) -> Exportable:
         origin=Origin(kind="trained", source="test", architecture="tiny", dataset="none"),
         golden=pictures,
         sample=sample,
+        calibration=sample,
     )
 
 
@@ -66,8 +68,17 @@ def test_the_signature_is_the_contract(digits: Bundle) -> None:
 def test_the_onnx_file_is_self_contained_and_tells_nothing_of_this_machine(digits: Bundle) -> None:
     path = digits.file(digits.artefact("onnx"))
     onnx.checker.check_model(path)
-    assert {entry.name for entry in digits.path.iterdir()} == {"manifest.json", "model.onnx", "model.pt", "golden"}
-    assert str(Path(torch.__file__).parent).encode() not in path.read_bytes()
+    assert {entry.name for entry in digits.path.iterdir()} == {
+        "manifest.json",
+        "model.onnx",
+        "model.pt",
+        "model.pt2",
+        "golden",
+    }
+    here = str(Path(torch.__file__).parent).encode()
+    assert here not in path.read_bytes()
+    with zipfile.ZipFile(digits.file(digits.artefact("pt2"))) as archive:
+        assert not any(here in archive.read(name) for name in archive.namelist())
 
 
 def test_the_manifest_tells_how_it_was_compared(digits: Bundle) -> None:

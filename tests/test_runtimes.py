@@ -32,7 +32,7 @@ def test_wrong_weights_do_not_become_ready(digits: Bundle, other_weights: Bundle
 
 
 def test_a_precision_that_the_bundle_lacks(digits: Bundle) -> None:
-    with pytest.raises(BundleError, match="has no onnx int8; it has: onnx fp32, torchscript fp32"):
+    with pytest.raises(BundleError, match="has no onnx int8; it has: onnx fp32, torchscript fp32, pt2 fp32"):
         open_runtime(digits, "onnxruntime", "int8", "cpu", 1)
 
 

@@ -12,11 +12,11 @@ from tests.pictures import encoded, gradient
 from tests.training_runs import train_digits
 from training.checkpoint import load_checkpoint
 from training.datasets import load_dataset
+from training.distributed import Processes
 from training.errors import CheckpointError, DataError, ModelError
-from training.loading import augmentation, mixed_seed, training_loader
+from training.loading import EpochBatches, augmentation, mixed_seed, training_loader
 from training.models import Classifier, Servable, build_network
 from training.settings import TrainSettings
-from training.trainer import warmup_then_cosine
 
 
 def test_digits_are_split_without_overlap() -> None:
@@ -51,31 +51,56 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_loader_workers(workers: int) -> None:
     dataset = load_dataset(TrainSettings())
-    loader, sampler = training_loader(
-        dataset.train, augmentation("digits", dataset.input), batch_size=64, seed=5, workers=workers, pin_memory=False
-    )
-    sampler.epoch = 2
-    images, labels = next(iter(loader))
+    augment = augmentation("digits", dataset.input)
+
+    def first_batch(workers: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batches = EpochBatches(len(dataset.train.labels), 64, seed=5)
+        batches.epoch = 2
+        images, labels = next(iter(training_loader(dataset.train, augment, batches, workers)))
+        return images, labels
+
+    images, labels = first_batch(workers)
     assert images.dtype == torch.uint8
     assert images.shape == (64, 3, 32, 32)
-    reference, reference_sampler = training_loader(
-        dataset.train, augmentation("digits", dataset.input), batch_size=64, seed=5, workers=0, pin_memory=False
-    )
-    reference_sampler.epoch = 2
-    expected_images, expected_labels = next(iter(reference))
+    expected_images, expected_labels = first_batch(0)
     assert torch.equal(labels, expected_labels)
     assert torch.equal(images, expected_images)
 
 
+def order(batches: EpochBatches, epoch: int) -> list[list[int]]:
+    batches.epoch = epoch
+    return [[index for _, index in batch] for batch in batches]
+
+
 def test_every_epoch_has_another_order() -> None:
-    dataset = load_dataset(TrainSettings())
-    _, sampler = training_loader(dataset.train, lambda x: x, batch_size=64, seed=0, workers=0, pin_memory=False)
-    orders = []
-    for epoch in range(2):
-        sampler.epoch = epoch
-        orders.append([index for batch in sampler for _, index in batch])
-    assert sorted(orders[0]) == sorted(orders[1]) == list(range(len(dataset.train.labels)))
-    assert orders[0] != orders[1]
+    first, second = ([i for batch in order(EpochBatches(130, 64, seed=0), epoch) for i in batch] for epoch in range(2))
+    assert sorted(first) == sorted(second) == list(range(130))
+    assert first != second
+
+
+def test_a_step_sees_the_same_pictures_however_it_is_shared() -> None:
+    whole = order(EpochBatches(150, 32, seed=1), 0)
+    for parts, count in ((1, 2), (4, 1), (2, 3)):
+        of_each = [order(EpochBatches(150, 32, 1, parts, Processes(rank, count)), 0) for rank in range(count)]
+        for step, batch in enumerate(whole):
+            shares = [share for of_one in of_each for share in of_one[step * parts : (step + 1) * parts]]
+            assert sorted(i for share in shares for i in share) == sorted(batch)
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_an_epoch_can_be_entered_in_the_middle() -> None:
+    batches = EpochBatches(150, 32, seed=1)
+    whole = order(batches, 3)
+    batches.first_step = 2
+    assert order(batches, 3) == whole[2:]
+
+
+def test_no_share_is_left_with_less_than_two_pictures() -> None:
+    assert [len(batch) for batch in order(EpochBatches(65, 32, seed=0), 0)] == [32, 32]
+    assert [len(batch) for batch in order(EpochBatches(66, 32, seed=0), 0)] == [32, 32, 2]
+    assert [len(batch) for batch in order(EpochBatches(7, 32, seed=0), 0)] == [7]
+    with pytest.raises(DataError, match="cannot be divided into 8 shares"):
+        EpochBatches(7, 32, seed=0, parts=4, processes=Processes(0, 2))
 
 
 def test_seeds_are_mixed() -> None:
@@ -84,7 +109,10 @@ def test_seeds_are_mixed() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.parametrize("name", ["simple_cnn", "resnet", "resnet18", "mobilenet_v3_small", "googlenet"])
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "simple_cnn", "resnet", "resnet9", "efficientnet_lite0", "resnet18", "mobilenet_v3_small", "googlenet"],
+)
 def test_models_fit_the_classes(name: str) -> None:
     servable = Servable(Classifier(build_network(name, 7, 64), (0.5,) * 3, (0.25,) * 3))
     with torch.inference_mode():
@@ -96,15 +124,6 @@ def test_models_fit_the_classes(name: str) -> None:
 def test_unknown_model() -> None:
     with pytest.raises(ModelError, match="unknown model 'resnet1800'"):
         build_network("resnet1800", 10, 32)
-
-
-def test_the_learning_rate_warms_up_then_falls_to_zero() -> None:
-    factor = warmup_then_cosine(10, 100)
-    values = [factor(step) for step in range(101)]
-    assert values[0] == pytest.approx(0.1)
-    assert max(values) == values[10] == 1
-    assert values[100] == pytest.approx(0)
-    assert values[10:] == sorted(values[10:], reverse=True)
 
 
 def test_early_stopping(tmp_path: Path) -> None:
@@ -119,7 +138,7 @@ def test_early_stopping(tmp_path: Path) -> None:
 def test_a_checkpoint_is_no_pickle_of_objects(checkpoint: Path, tmp_path: Path) -> None:
     assert load_checkpoint(checkpoint).settings.data == "digits"
     evil = tmp_path / "evil.pt"
-    torch.save({"schema": 1, "settings": Path("x")}, evil)
+    torch.save({"schema": 2, "settings": Path("x")}, evil)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_checkpoint(evil)
     with pytest.raises(CheckpointError, match="is not there"):

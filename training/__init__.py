@@ -1,8 +1,9 @@
 """Training: a data set in, a bundle out.
 
 In the order of the data: ``settings``, ``datasets`` (pictures and labels), ``loading`` (augmented, reproducible
-batches), ``models``, ``trainer`` -> ``checkpoint``; then ``export`` (checkpoint -> bundle) and ``pretrained``
-(published weights -> bundle).
+batches), ``models`` and ``weights`` (published ones), ``optimisation``, ``trainer`` -> ``checkpoint``; ``run`` puts a run
+together with its ``tracking`` and its ``report``. Then ``export`` (checkpoint -> bundle, in the formats and precisions of
+``precisions``) and ``pretrained`` (published weights -> bundle).
 """
 
 import os

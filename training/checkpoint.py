@@ -1,8 +1,9 @@
-"""Checkpoints: weights with everything that is needed to rebuild and to judge the model. No pickled objects, only
-tensors and plain values.
+"""Checkpoints: weights with everything that is needed to rebuild and to judge the model (`Checkpoint`), and the whole
+state of a run, to go on from (`RunState`). No pickled objects, only tensors and plain values.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from training.errors import CheckpointError
 from training.models import Classifier, build_network
 from training.settings import TrainSettings
 
-CHECKPOINT_SCHEMA: Final = 1
+CHECKPOINT_SCHEMA: Final = 2
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,22 @@ class Checkpoint:
 
     def build(self) -> Classifier:
         """The model with its weights, on the CPU, in evaluation mode."""
-        network = build_network(self.settings.model, len(self.labels), self.input.height)
+        network = build_network(self.settings.model, len(self.labels), self.input.height, self.settings.dropout)
         classifier = Classifier(network, self.mean, self.std)
         classifier.load_state_dict(self.weights)
         return classifier.eval()
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run after `step` optimiser steps. Random numbers need no place here: they are functions of (seed, epoch, step)."""
+
+    settings: TrainSettings
+    fingerprint: str
+    step: int
+    losses: Tensor  # float64 [steps done in the current epoch]
+    results: list[dict[str, Any]]  # one per finished epoch
+    parts: dict[str, Any]  # state_dicts: model, optimizer, schedule, scaler, and ema where there is one
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -49,6 +62,53 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "input": checkpoint.input.model_dump(mode="json"),
         "weights": checkpoint.weights,
     }
+    _write(content, path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or not one of ours.
+    """
+    content = _read(path)
+    try:
+        content["settings"] = TrainSettings.model_validate(content["settings"])
+        content["input"] = ImageInput.model_validate(content["input"])
+        return Checkpoint(**content)
+    except Exception as error:
+        raise _not_ours(path, error) from error
+
+
+def save_state(state: RunState, folder: Path, keep_last: int) -> None:
+    """Write `folder`/step-<step>.pt, whole or not at all, and remove all but the newest `keep_last`."""
+    content = {"schema": CHECKPOINT_SCHEMA, "settings": state.settings.model_dump(mode="json")}
+    content |= {name: getattr(state, name) for name in ("fingerprint", "step", "losses", "results", "parts")}
+    _write(content, folder / f"step-{state.step:08d}.pt")
+    for old in state_files(folder)[:-keep_last]:
+        old.unlink()
+
+
+def load_state(path: Path) -> RunState:
+    """Read a run's state onto the CPU.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or not one of ours.
+    """
+    content = _read(path)
+    try:
+        content["settings"] = TrainSettings.model_validate(content["settings"])
+        return RunState(**content)
+    except Exception as error:
+        raise _not_ours(path, error) from error
+
+
+def state_files(folder: Path) -> list[Path]:
+    """The states in a folder, the oldest first."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def _write(content: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -61,23 +121,20 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or not one of ours.
-    """
+def _read(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         schema = content.pop("schema")
-        if schema != CHECKPOINT_SCHEMA:
-            raise CheckpointError(f"{path} has checkpoint schema {schema}; this Trident reads {CHECKPOINT_SCHEMA}")
-        content["settings"] = TrainSettings.model_validate(content["settings"])
-        content["input"] = ImageInput.model_validate(content["input"])
-        return Checkpoint(**content)
-    except CheckpointError:
-        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is not there; `trident train` makes it") from error
     except Exception as error:  # torch.load raises nearly anything on a file that is not its own
-        raise CheckpointError(f"{path} is not a checkpoint of Trident: {type(error).__name__}: {error}") from error
+        raise _not_ours(path, error) from error
+    if schema != CHECKPOINT_SCHEMA:
+        raise CheckpointError(
+            f"{path} has checkpoint schema {schema}; this Trident reads {CHECKPOINT_SCHEMA}: train it again"
+        )
+    return content
+
+
+def _not_ours(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is not a checkpoint of Trident: {type(error).__name__}: {error}")

@@ -2,7 +2,7 @@
 them runs.
 """
 
-from datetime import datetime
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,72 +14,199 @@ from serving.bundle import BUNDLES, Bundle, list_bundles, read_bundle
 from training.errors import CheckpointError, TrainingError
 
 if TYPE_CHECKING:
-    from training.trainer import EpochResult, RunResult
+    from training import trainer as training_run
+    from training.datasets import Dataset
+    from training.export import Wanted
+    from training.settings import TrainSettings
+    from training.trainer import EpochResult, RunResult, Trainer
 
 RUNS: Final = Path("artifacts/runs")
 console = Console()
 
 
-def train_run(given: dict[str, Any], run_dir: Path | None = None) -> "RunResult":
+def train_run(
+    given: dict[str, Any],
+    run_dir: Path | None = None,
+    *,
+    resume: bool = False,
+    profile: int = 0,
+    tune_loader: bool = False,
+) -> "RunResult":
     """Train with the settings that were `given`, and show it.
 
     Raises:
         TrainingError: bad settings, or data, model or device are not there.
     """
-    from pydantic import ValidationError
+    from training.run import new_run_dir, resumed_settings, unfinished_run
 
-    from training.settings import TrainSettings
+    settings = _settings(given)
+    if resume:
+        run_dir = run_dir or unfinished_run()
+        settings = resumed_settings(run_dir, given, settings)
+    with _loading("PyTorch"):
+        from training.distributed import joined
+        from training.run import run_training
+    with joined(settings.device) as processes, ExitStack() as stack:
+        console.quiet = not processes.leads
+        stack.callback(setattr, console, "quiet", False)
+        with _loading("the data"):
+            from training.datasets import load_dataset
 
-    try:
-        settings = TrainSettings(**given)
-    except ValidationError as error:
-        faults = "; ".join(f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}" for fault in error.errors())
-        raise TrainingError(faults) from error
-    with console.status("loading the data"):
-        from training.datasets import load_dataset
+            dataset = load_dataset(settings)
+        show_dataset(dataset)
+        if tune_loader:
+            settings = _tuned(settings, dataset)
+        folder = Path(processes.agreed(str(run_dir or new_run_dir(settings.name))))
+        progress = stack.enter_context(_TrainingProgress())
+        watched: training_run.Progress = progress
+        if profile and processes.leads:
+            from training.profiling import Profiled
 
-        dataset = load_dataset(settings)
-    sizes = ", ".join(f"{name} {len(split.labels)}" for name, split in dataset.splits.items())
-    console.print(f"[bold]{settings.data}[/]: {len(dataset.labels)} classes; pictures: {sizes}")
-    with console.status("loading PyTorch"):
-        from training.trainer import Trainer
-    folder = run_dir or RUNS / settings.name / f"{datetime.now():%Y%m%d-%H%M%S}"
-    with _TrainingProgress() as progress:
-        trainer = Trainer(settings, dataset, folder, progress)
-        progress.begin(settings.epochs, len(trainer.batches), f"{settings.model} on {trainer.device}")
-        result = trainer.fit()
+            watched = stack.enter_context(Profiled(progress, folder / "profile", profile, progress.console.print))
+        try:
+            result = run_training(
+                settings,
+                dataset,
+                folder,
+                watched,
+                resume=resume,
+                processes=processes,
+                report=_report,
+                on_start=progress.begin,
+            )
+        except KeyboardInterrupt:
+            progress.stop()
+            if (folder / "checkpoints").is_dir():
+                console.print(f"stopped; go on with: trident train --resume --run-dir {folder}", soft_wrap=True)
+            raise
     early = " (stopped early)" if result.stopped_early else ""
-    console.print(
-        f"[bold]test accuracy {result.test_accuracy:.2%}[/], validation {result.val_accuracy:.2%} "
-        f"in epoch {result.best_epoch + 1} of {result.epochs}{early}; {result.seconds:.0f} s\n{result.checkpoint}"
-    )
+    if processes.leads:
+        console.print(
+            f"[bold]test accuracy {result.test_accuracy:.2%}[/], validation {result.val_accuracy:.2%} "
+            f"in epoch {result.best_epoch + 1} of {result.epochs}{early}; {result.seconds:.0f} s\n"
+            f"{result.checkpoint}\n{folder / 'report.html'}",
+            soft_wrap=True,
+        )
     return result
 
 
+def _settings(given: dict[str, Any]) -> "TrainSettings":
+    from pydantic import ValidationError
+
+    from training.settings import chosen_settings
+
+    try:
+        return chosen_settings(given)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            flag = f"--{str(fault['loc'][0]).replace('_', '-')}: " if fault["loc"] else ""
+            faults.append(flag + fault["msg"].removeprefix("Value error, "))
+        raise TrainingError("; ".join(faults)) from error
+
+
+def _loading(what: str) -> AbstractContextManager[Any]:
+    return console.status(f"loading {what}")
+
+
+def _report(folder: Path, settings: "TrainSettings", dataset: "Dataset", result: "RunResult") -> Path:
+    from training.report.write import write_report
+
+    return write_report(folder, settings, dataset, result)
+
+
+def _tuned(settings: "TrainSettings", dataset: "Dataset") -> "TrainSettings":
+    """The settings with the loader that was measured to be fastest."""
+    from training.tune_loader import fastest, measure_loaders
+
+    table = Table("loader workers", "prefetched batches", "pictures/s", box=None, header_style="dim")
+    measured = []
+    with console.status("measuring the loader"):
+        for speed in measure_loaders(settings, dataset):
+            measured.append(speed)
+            table.add_row(str(speed.workers), str(speed.prefetch or "-"), f"{speed.pictures_per_s:.0f}")
+    console.print(table)
+    best = fastest(measured)
+    console.print(f"--loader-workers {best.workers}" + (f" --prefetch {best.prefetch}" if best.workers else ""))
+    return settings.model_copy(update={"loader_workers": best.workers, "prefetch": best.prefetch or settings.prefetch})
+
+
+def show_dataset(dataset: "Dataset") -> None:
+    """Sizes, balance of the classes, and the pixels' statistics; a warning where a class is rare."""
+    import numpy as np
+
+    counts = {name: np.bincount(split.labels, minlength=len(dataset.labels)) for name, split in dataset.splits.items()}
+    sizes = ", ".join(f"{name} {count.sum()}" for name, count in counts.items())
+    console.print(f"[bold]{dataset.name}[/]: {len(dataset.labels)} classes; pictures: {sizes}", highlight=False)
+    if len(dataset.labels) <= 20:
+        table = Table("pictures of", *dataset.labels, box=None, header_style="dim")
+        for name, count in counts.items():
+            table.add_row(name, *map(str, count))
+        console.print(table)
+    train = counts["train"]
+    rarest, commonest = int(train.argmin()), int(train.argmax())
+    mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (dataset.mean, dataset.std))
+    console.print(
+        f"balance: {train.min()} ({dataset.labels[rarest]}) to {train.max()} ({dataset.labels[commonest]}) pictures per "
+        f"class; pixels: mean {mean}, deviation {std}",
+        highlight=False,
+    )
+    if train.min() * 10 < train.max():
+        console.print(
+            f"[yellow]{dataset.labels[rarest]} is rare: accuracy alone will hide it; look at the report's accuracy per class[/]"
+        )
+
+
 def export_run(
-    checkpoint: Path, bundles: Path = BUNDLES, name: str | None = None, version: int | None = None
+    checkpoint: Path,
+    bundles: Path = BUNDLES,
+    name: str | None = None,
+    version: int | None = None,
+    wanted: "Wanted | None" = None,
 ) -> Bundle:
     """Export, and show it."""
-    with console.status("loading PyTorch"):
+    with _loading("PyTorch"):
         from training.export import export_checkpoint
     with console.status("exporting"):
-        bundle = export_checkpoint(checkpoint, bundles, name, version, say=console.print)
+        bundle = export_checkpoint(checkpoint, bundles, name, version, _say, wanted)
     _show_written(bundle)
     return bundle
 
 
-def import_run(name: str, bundles: Path, version: int | None) -> Bundle:
+def import_run(name: str, bundles: Path, version: int | None, wanted: "Wanted | None" = None) -> Bundle:
     """Import published weights, and show it.
 
     Raises:
         TrainingError: no such weights, or they cannot be had.
     """
-    with console.status("loading PyTorch"):
+    with _loading("PyTorch"):
         from training.pretrained import import_model
     with console.status(f"importing {name}"):
-        bundle = import_model(name, bundles, version, say=console.print)
+        bundle = import_model(name, bundles, version, _say, wanted)
     _show_written(bundle)
     return bundle
+
+
+def wanted_files(precisions: str, edge: bool, max_accuracy_drop: float) -> "Wanted":
+    """What `--precisions`, `--edge` and `--max-accuracy-drop` ask for.
+
+    Raises:
+        TrainingError: there is no such precision.
+    """
+    from typing import get_args
+
+    from serving.manifest import Precision
+    from training.export import Wanted
+
+    names = {name.strip() for name in precisions.split(",")} - {"", "fp32"}
+    known: tuple[Precision, ...] = get_args(Precision)
+    if "all" in names:
+        names = set(known)
+    if not names <= set(known):
+        raise TrainingError(
+            f"no precision {', '.join(sorted(names - set(known)))}; there are {', '.join(known)}, or all"
+        )
+    return Wanted(tuple(name for name in known if name in names), edge, max_accuracy_drop)
 
 
 def show_bundles(bundles: Path) -> None:
@@ -136,9 +263,15 @@ class _TrainingProgress(Progress):
             transient=True,
         )
 
-    def begin(self, epochs: int, steps: int, description: str) -> None:
-        self._epochs = epochs
-        self._bar = self.add_task(description, total=epochs * steps, loss="")
+    def begin(self, trainer: "Trainer") -> None:
+        """Show the bar, from the step at which the run goes on."""
+        settings, steps = trainer.settings, trainer.batches.steps
+        self._epochs = settings.epochs
+        of_several = f", {trainer.processes.count} processes" if trainer.processes.count > 1 else ""
+        description = f"{settings.model} on {trainer.device}{of_several}"
+        self._bar = self.add_task(description, total=self._epochs * steps, completed=trainer.step, loss="")
+        if trainer.step:
+            self.console.print(f"resumed {trainer.run_dir} after step {trainer.step} of {self._epochs * steps}")
 
     def batch_done(self, epoch: int, loss: float) -> None:
         self.update(self._bar, advance=1, loss="" if loss != loss else f"loss {loss:.3f}")
@@ -151,5 +284,15 @@ class _TrainingProgress(Progress):
         )
 
 
+def _say(line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
+
+
 def _show_written(bundle: Bundle) -> None:
-    console.print(f"[bold]{bundle.name}[/] is in {bundle.path}")
+    table = Table("file", "MiB", "ms per picture", "speed-up", "accuracy drop", box=None, header_style="dim")
+    for artefact in bundle.manifest.artefacts:
+        drop = "" if artefact.accuracy_drop is None else f"{artefact.accuracy_drop:.2%}"
+        size, latency = f"{artefact.bytes / 2**20:.2f}", f"{artefact.latency_ms:.2f}"
+        table.add_row(artefact.file, size, latency, f"{artefact.speedup:.2f}", drop)
+    console.print(table)
+    console.print(f"[bold]{bundle.name}[/] is in {bundle.path}", soft_wrap=True)

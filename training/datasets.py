@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -59,7 +60,7 @@ class Dataset:
         """By name, in the order of their use."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 over every picture and label, in order: equal fingerprints mean equal data."""
         digest = hashlib.sha256(repr((self.labels, self.input.model_dump())).encode())

@@ -19,3 +19,7 @@ class ModelError(TrainingError):
 
 class ExportError(TrainingError):
     """An exported file does not do what eager PyTorch does, so there is no bundle."""
+
+
+class TrackingError(TrainingError):
+    """A tracker is not installed, or does not answer."""

@@ -1,50 +1,62 @@
-"""Checkpoint -> bundle: TorchScript and ONNX files with the same signature, golden pictures, and proof that they agree.
+"""Checkpoint -> bundle: the model in several formats and precisions with one signature, golden pictures, and proof.
 
-The bundle appears only if every file in it gives what eager PyTorch gives, on the golden pictures and on a sample of
-validation pictures.
+The bundle appears only if every fp32 file gives what eager PyTorch gives, on the golden pictures and on a sample of
+others, and no file of a lower precision loses more accuracy than is allowed.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime
 import torch
-from torch import Tensor
 
 from serving.bundle import BUNDLES, MANIFEST, Bundle, describe_file, next_version, read_bundle, writing_bundle
-from serving.manifest import Artefact, Format, Golden, ImageInput, Manifest, Origin, ProbabilitiesOutput
+from serving.manifest import Artefact, Format, ImageInput, Manifest, Origin, Precision, ProbabilitiesOutput
 from serving.postprocess import Probabilities
 from serving.preprocess import Pixels, preprocess
 from serving.provenance import git_revision, package_versions
 from training.checkpoint import load_checkpoint
 from training.datasets import Split, load_dataset
 from training.errors import ExportError
+from training.formats import SUFFIXES, Infer, read_model, run_eager, write_onnx, write_ort, write_pt2, write_torchscript
+from training.golden import golden_pictures, write_golden
 from training.models import Servable
+from training.precisions import in_half_precision, quantise, quantise_dynamic
 
-OPSET: Final = 20
-FP32_TOLERANCE: Final = 1e-5
-GOLDEN_PICTURES: Final = 16
+FP32_TOLERANCE: Final = 1e-5  # between two files on one machine
+SERVED_TOLERANCE: Final = 1e-4  # between this machine and another
 SAMPLE_PICTURES: Final = 256
-_PACKAGES: Final = ("torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
+CALIBRATION_PICTURES: Final = 256
+LABELLED_PICTURES: Final = 2000
+MAX_ACCURACY_DROP: Final = 0.02
 BATCH: Final = 32
+TIMED_ROUNDS: Final = 15
+_PACKAGES: Final = ("torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
 
 Say = Callable[[str], None]
-Infer = Callable[[Pixels], Probabilities]
-Writer = Callable[[Servable, Tensor, Path], None]
-Reader = Callable[[Path], Infer]
+Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a bundle is to hold beside fp32 ONNX, TorchScript and .pt2. `max_accuracy_drop` is a fraction."""
+
+    precisions: tuple[Precision, ...] = ()
+    edge: bool = False
+    max_accuracy_drop: float = MAX_ACCURACY_DROP
 
 
 @dataclass(frozen=True)
 class Exportable:
-    """Everything that becomes a bundle. `sample` is uint8 `[N, 3, H, W]`: pictures beside the golden ones to compare
-    on.
+    """Everything that becomes a bundle. Pictures are uint8 `[N, 3, H, W]`: `sample` to compare on beside the golden ones,
+    `calibration` of the training data for int8's ranges, `test` with its class ids to measure accuracy on, if there is
+    any.
     """
 
     servable: Servable
@@ -53,11 +65,18 @@ class Exportable:
     input: ImageInput
     origin: Origin
     golden: Sequence[tuple[str, bytes]]
-    sample: npt.NDArray[np.uint8]
+    sample: Array
+    calibration: Array
+    test: tuple[Array, npt.NDArray[np.int64]] | None = None
 
 
 def export_checkpoint(
-    path: Path, root: Path = BUNDLES, name: str | None = None, version: int | None = None, say: Say = print
+    path: Path,
+    root: Path = BUNDLES,
+    name: str | None = None,
+    version: int | None = None,
+    say: Say = print,
+    wanted: Wanted | None = None,
 ) -> Bundle:
     """Export the checkpoint at `path` as the next version of its model (or as `version`).
 
@@ -67,10 +86,10 @@ def export_checkpoint(
     checkpoint = load_checkpoint(path)
     settings = checkpoint.settings
     say(
-        f"checkpoint of epoch {checkpoint.epoch}: {settings.model} on {settings.data}, test accuracy {checkpoint.test_accuracy}"
+        f"checkpoint of epoch {checkpoint.epoch + 1}: {settings.model} on {settings.data}, "
+        f"test accuracy {checkpoint.test_accuracy}"
     )
     dataset = load_dataset(settings)
-    rows = np.linspace(0, len(dataset.val.labels) - 1, min(SAMPLE_PICTURES, len(dataset.val.labels))).astype(int)
     exportable = Exportable(
         servable=Servable(checkpoint.build()),
         model=name or settings.name,
@@ -87,36 +106,38 @@ def export_checkpoint(
             val_accuracy=checkpoint.val_accuracy,
             test_accuracy=checkpoint.test_accuracy,
         ),
-        golden=_golden_pictures(dataset.test, checkpoint.labels),
-        sample=np.stack([dataset.val.pixels(int(row)) for row in rows]),
+        golden=golden_pictures(dataset.test, checkpoint.labels),
+        sample=_some(dataset.val, SAMPLE_PICTURES)[0],
+        calibration=_some(dataset.train, CALIBRATION_PICTURES)[0],
+        test=_some(dataset.test, LABELLED_PICTURES),
     )
-    return export_bundle(exportable, root, version, say)
+    return export_bundle(exportable, root, version, say, wanted)
 
 
-def export_bundle(exportable: Exportable, root: Path = BUNDLES, version: int | None = None, say: Say = print) -> Bundle:
+def export_bundle(
+    exportable: Exportable,
+    root: Path = BUNDLES,
+    version: int | None = None,
+    say: Say = print,
+    wanted: Wanted | None = None,
+) -> Bundle:
     """Write, compare, and only then publish a bundle.
 
     Raises:
-        ExportError: a file does not agree with eager PyTorch.
+        ExportError: a file does not agree with eager PyTorch, or loses too much accuracy.
         BundleError: the version is there already.
     """
+    wanted = wanted or Wanted()
     version = version or next_version(exportable.model, root)
-    golden_pixels = np.stack([preprocess(data, exportable.input) for _, data in exportable.golden])
-    pixels = np.concatenate([golden_pixels, exportable.sample])
-    eager = _in_batches(lambda batch: _eager(exportable.servable, batch), pixels)
-
+    pixels = np.concatenate(
+        [np.stack([preprocess(data, exportable.input) for _, data in exportable.golden]), exportable.sample]
+    )
+    proof = _Proof(exportable, pixels, in_batches(lambda batch: run_eager(exportable.servable, batch), pixels))
     with writing_bundle(exportable.model, version, root) as folder:
         artefacts = []
-        for format_, (file_name, write, reader) in _FORMATS.items():
-            say(f"writing {file_name}")
-            write(exportable.servable, torch.from_numpy(golden_pixels[:2]), folder / file_name)
-            got = _in_batches(reader(folder / file_name), pixels)
-            artefact = _compared(folder, file_name, format_, eager, got)
-            artefacts.append(artefact)
-            difference = artefact.max_abs_difference
-            say(f"{file_name} agrees with PyTorch on {len(pixels)} pictures: max |difference| {difference:.1e}")
-
-        golden = _write_golden(folder, exportable.golden, eager[: len(golden_pixels)])
+        for format_, precision, path in _written(exportable, pixels[:2], folder, wanted):
+            artefacts.append(proof.compared(folder, path, format_, precision, wanted.max_accuracy_drop))
+            say(described(artefacts[-1]))
         manifest = Manifest(
             model=exportable.model,
             version=version,
@@ -124,8 +145,8 @@ def export_bundle(exportable: Exportable, root: Path = BUNDLES, version: int | N
             labels=exportable.labels,
             input=exportable.input,
             output=ProbabilitiesOutput(classes=len(exportable.labels)),
-            artefacts=tuple(artefacts),
-            golden=golden,
+            artefacts=timed(folder, artefacts, pixels[:1]),
+            golden=write_golden(folder, exportable.golden, proof.eager[: len(exportable.golden)]),
             origin=exportable.origin,
             versions=package_versions(_PACKAGES),
             git_revision=git_revision(),
@@ -134,75 +155,155 @@ def export_bundle(exportable: Exportable, root: Path = BUNDLES, version: int | N
     return read_bundle(root / exportable.model / str(version))
 
 
-# --- formats
+def _written(
+    exportable: Exportable, example_pixels: Array, folder: Path, wanted: Wanted
+) -> Iterable[tuple[Format, Precision, Path]]:
+    """Write the files, one after another."""
+    example = torch.from_numpy(example_pixels)
+
+    def path(format_: Format, precision: Precision = "fp32") -> Path:
+        return folder / f"model{'' if precision == 'fp32' else '.' + precision}{SUFFIXES[format_]}"
+
+    onnx_files: list[Precision] = ["fp32"]
+    write_onnx(exportable.servable, example, path("onnx"))
+    yield "onnx", "fp32", path("onnx")
+    write_torchscript(exportable.servable, example, path("torchscript"))
+    yield "torchscript", "fp32", path("torchscript")
+    write_pt2(exportable.servable, example, path("pt2"))
+    yield "pt2", "fp32", path("pt2")
+    if "fp16" in wanted.precisions:
+        write_onnx(in_half_precision(exportable.servable, torch.float16), example, path("onnx", "fp16"))
+        yield "onnx", "fp16", path("onnx", "fp16")
+    if "bf16" in wanted.precisions:  # onnxruntime has no convolution in bf16 on CPUs, torch has
+        write_torchscript(in_half_precision(exportable.servable, torch.bfloat16), example, path("torchscript", "bf16"))
+        yield "torchscript", "bf16", path("torchscript", "bf16")
+    if "int8" in wanted.precisions:
+        quantise(path("onnx"), path("onnx", "int8"), exportable.calibration)
+        onnx_files.append("int8")
+        yield "onnx", "int8", path("onnx", "int8")
+    if "int8-dynamic" in wanted.precisions:
+        quantise_dynamic(path("onnx"), path("onnx", "int8-dynamic"))
+        yield "onnx", "int8-dynamic", path("onnx", "int8-dynamic")
+    for precision in onnx_files if wanted.edge else ():
+        write_ort(path("onnx", precision), path("ort", precision))
+        yield "ort", precision, path("ort", precision)
 
 
-def _write_onnx(servable: Servable, example: Tensor, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
-        program = torch.onnx.export(
-            servable,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["image"],
-            output_names=["probabilities"],
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
+# --- proof
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """What eager PyTorch gives for `pixels` (the golden pictures first), and how a file compares."""
+
+    exportable: Exportable
+    pixels: Array
+    eager: Probabilities
+
+    def compared(
+        self, folder: Path, path: Path, format_: Format, precision: Precision, max_accuracy_drop: float
+    ) -> Artefact:
+        """The manifest's entry for a file that is good enough.
+
+        Raises:
+            ExportError: it is not.
+        """
+        infer = read_model(format_, path)
+        got, eager = in_batches(infer, self.pixels), self.eager
+        if got.shape != eager.shape or got.dtype != eager.dtype:
+            raise ExportError(
+                f"{path.name} gives {got.dtype} {got.shape} where PyTorch gives {eager.dtype} {eager.shape}"
+            )
+        difference = float(np.abs(got - eager).max())
+        agreement = float((got.argmax(1) == eager.argmax(1)).mean())
+        tolerance = SERVED_TOLERANCE
+        drop: float | None = 0.0
+        if precision == "fp32":
+            self._must_equal(path.name, got, difference)
+            # A class may win by another one's margin only where both are equal within the numerical difference.
+            agreement = 1.0
+        else:
+            golden = len(self.exportable.golden)
+            drop = self._accuracy_drop(infer)
+            self._must_be_accurate(path.name, drop, 1 - agreement, max_accuracy_drop)
+            # Another processor rounds otherwise, where the lower precision has already lost what the golden shows.
+            tolerance = round(2 * float(np.abs(got[:golden] - eager[:golden]).max()) + 0.01, 4)
+        return Artefact(
+            **describe_file(path, folder).model_dump(),
+            format=format_,
+            precision=precision,
+            max_abs_difference=difference,
+            top1_agreement=agreement,
+            compared_pictures=len(eager),
+            tolerance=tolerance,
+            accuracy_drop=drop if self.exportable.test is not None else None,
+            accuracy_pictures=None if self.exportable.test is None else len(self.exportable.test[1]),
         )
-    assert program is not None
-    model = program.model_proto
-    for node in model.graph.node:
-        del node.metadata_props[:]  # stack traces with the paths of this machine
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        del value.metadata_props[:]
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
+
+    def _must_equal(self, name: str, got: Probabilities, difference: float) -> None:
+        chosen = np.take_along_axis(self.eager, got.argmax(1)[:, None], axis=1)[:, 0]
+        agreement = float((chosen >= self.eager.max(1) - 2 * difference).mean())
+        if not difference <= FP32_TOLERANCE or agreement < 1:
+            raise ExportError(
+                f"{name} differs from PyTorch: max |difference| {difference:.2e} (allowed {FP32_TOLERANCE:.0e}), "
+                f"top-1 agreement {agreement:.1%} on {len(self.eager)} pictures; no bundle was written"
+            )
+
+    def _accuracy_drop(self, infer: Infer) -> float | None:
+        """Eager PyTorch's accuracy minus the file's, on the labelled pictures."""
+        if self.exportable.test is None:
+            return None
+        pixels, labels = self.exportable.test
+        eager = in_batches(lambda batch: run_eager(self.exportable.servable, batch), pixels)
+        got = in_batches(infer, pixels)
+        return float((eager.argmax(1) == labels).mean() - (got.argmax(1) == labels).mean())
+
+    def _must_be_accurate(self, name: str, drop: float | None, disagreement: float, allowed: float) -> None:
+        """Without labels, the share of pictures whose top-1 changed stands for the drop, which it bounds."""
+        what, value = ("accuracy", drop) if drop is not None else ("top-1 agreement with fp32", disagreement)
+        if not value <= allowed:
+            raise ExportError(
+                f"{name} loses {value:.2%} of {what}, and {allowed:.2%} is allowed; no bundle was written "
+                f"(--max-accuracy-drop {np.ceil(value * 1000) / 1000:g} would accept it)"
+            )
 
 
-def _write_torchscript(servable: Servable, example: Tensor, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch.jit is deprecated upstream; TorchServe and Triton's pytorch backend still read it
-        traced = torch.jit.freeze(torch.jit.trace(servable, example))  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, path)
+def timed(folder: Path, artefacts: Sequence[Artefact], picture: Array) -> tuple[Artefact, ...]:
+    """The artefacts with their latency for one picture in one thread: medians of interleaved rounds, so that all meet the
+    same load.
+    """
+    models = [read_model(artefact.format, folder / artefact.file, threads=1) for artefact in artefacts]
+    seconds: list[list[float]] = [[] for _ in models]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for round_ in range(TIMED_ROUNDS + 2):
+            for model, times in zip(models, seconds, strict=True):
+                started = time.perf_counter()
+                model(picture)
+                if round_ >= 2:
+                    times.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    latencies = [median(times) * 1000 for times in seconds]
+    return tuple(
+        artefact.model_copy(update={"latency_ms": round(latency, 4), "speedup": round(latencies[0] / latency, 3)})
+        for artefact, latency in zip(artefacts, latencies, strict=True)
+    )
 
 
-def _onnx_reader(path: Path) -> Infer:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    batch_axis = session.get_inputs()[0].shape[0]
-    if batch_axis != "batch":
-        raise ExportError(f"{path.name}: the batch axis is {batch_axis!r}, not a dynamic axis named 'batch'")
-
-    def infer(pixels: Pixels) -> Probabilities:
-        probabilities: Probabilities = session.run(["probabilities"], {"image": pixels})[0]
-        return probabilities
-
-    return infer
+def described(artefact: Artefact) -> str:
+    """One line about a file."""
+    line = f"{artefact.file} ({artefact.bytes / 2**20:.2f} MiB): max |difference| {artefact.max_abs_difference:.1e}"
+    if artefact.precision == "fp32":
+        return f"{line} to PyTorch on {artefact.compared_pictures} pictures"
+    line += f", top-1 agreement {artefact.top1_agreement:.1%}"
+    if artefact.accuracy_drop is not None:
+        line += f", accuracy drop {artefact.accuracy_drop:.2%} on {artefact.accuracy_pictures} test pictures"
+    return line
 
 
-def _torchscript_reader(path: Path) -> Infer:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-    return lambda pixels: _eager(module, pixels)
-
-
-_FORMATS: Final[dict[Format, tuple[str, Writer, Reader]]] = {
-    "onnx": ("model.onnx", _write_onnx, _onnx_reader),
-    "torchscript": ("model.pt", _write_torchscript, _torchscript_reader),
-}
-
-
-@torch.inference_mode()
-def _eager(module: Callable[[Tensor], Tensor], pixels: Pixels) -> Probabilities:
-    probabilities: Probabilities = module(torch.from_numpy(pixels)).numpy()
-    return probabilities
-
-
-def _in_batches(infer: Infer, pixels: Pixels) -> Probabilities:
+def in_batches(infer: Infer, pixels: Pixels) -> Probabilities:
     """Batches of BATCH and, for the rest, of one: so both a batch and a lone picture are compared."""
     whole = len(pixels) - len(pixels) % BATCH
     parts = [infer(pixels[i : i + BATCH]) for i in range(0, whole, BATCH)]
@@ -210,72 +311,7 @@ def _in_batches(infer: Infer, pixels: Pixels) -> Probabilities:
     return np.concatenate(parts)
 
 
-# --- proof
-
-
-def _compared(folder: Path, file_name: str, format_: Format, eager: Probabilities, got: Probabilities) -> Artefact:
-    """The manifest's entry for a file that agrees with eager PyTorch.
-
-    Raises:
-        ExportError: it does not.
-    """
-    if got.shape != eager.shape or got.dtype != eager.dtype:
-        raise ExportError(f"{file_name} gives {got.dtype} {got.shape} where PyTorch gives {eager.dtype} {eager.shape}")
-    difference = float(np.abs(got - eager).max())
-    # A class may win by another one's margin only where both are equal within the numerical difference.
-    chosen = np.take_along_axis(eager, got.argmax(1)[:, None], axis=1)[:, 0]
-    agreement = float((chosen >= eager.max(1) - 2 * difference).mean())
-    if not difference <= FP32_TOLERANCE or agreement < 1:
-        raise ExportError(
-            f"{file_name} differs from PyTorch: max |difference| {difference:.2e} (allowed {FP32_TOLERANCE:.0e}), "
-            f"top-1 agreement {agreement:.1%} on {len(eager)} pictures; no bundle was written"
-        )
-    entry = describe_file(folder / file_name, folder)
-    return Artefact(
-        **entry.model_dump(),
-        format=format_,
-        max_abs_difference=difference,
-        top1_agreement=agreement,
-        compared_pictures=len(eager),
-    )
-
-
-def _golden_pictures(split: Split, labels: Sequence[str]) -> list[tuple[str, bytes]]:
-    """Pictures of the test set, in turn of every class."""
-    by_class = [list(np.flatnonzero(split.labels == class_id)) for class_id in range(len(labels))]
-    rows: list[int] = []
-    while len(rows) < GOLDEN_PICTURES and any(by_class):
-        rows += [int(of_class.pop(0)) for of_class in by_class if of_class]
-    pictures = []
-    for number, row in enumerate(rows[: max(GOLDEN_PICTURES, 8)]):
-        data = split.encoded(row)
-        pictures.append((f"{number:02d}{_suffix(data)}", data))
-    if len(pictures) < 8:
-        raise ExportError(f"the test set has {len(pictures)} pictures; a bundle needs at least 8 golden ones")
-    return pictures
-
-
-def _suffix(data: bytes) -> str:
-    """The usual file name suffix, so that the golden pictures can be looked at."""
-    signatures = {
-        b"\x89PNG": ".png",
-        b"\xff\xd8": ".jpg",
-        b"GIF8": ".gif",
-        b"RIFF": ".webp",
-        b"BM": ".bmp",
-        b"II*\0": ".tif",
-        b"MM\0*": ".tif",
-    }
-    return next((suffix for signature, suffix in signatures.items() if data.startswith(signature)), ".img")
-
-
-def _write_golden(folder: Path, pictures: Sequence[tuple[str, bytes]], probabilities: Probabilities) -> Golden:
-    golden = folder / "golden"
-    golden.mkdir()
-    for name, data in pictures:
-        (golden / name).write_bytes(data)
-    np.save(golden / "probabilities.npy", probabilities.astype(np.float32), allow_pickle=False)
-    return Golden(
-        pictures=tuple(describe_file(golden / name, folder) for name, _ in pictures),
-        probabilities=describe_file(golden / "probabilities.npy", folder),
-    )
+def _some(split: Split, count: int) -> tuple[Array, npt.NDArray[np.int64]]:
+    """At most `count` pictures, spread evenly over the split, as serving sees them, and their class ids."""
+    rows = np.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).astype(int)
+    return np.stack([split.pixels(int(row)) for row in rows]), split.labels[rows]

@@ -4,7 +4,7 @@ Randomness is a function of (seed, epoch, index) and of nothing else: the order 
 augmented, are the same for any number of loader workers, and after a restart.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torchvision.transforms import v2
 from serving.manifest import ImageInput
 from serving.preprocess import decode
 from training.datasets import FileSplit, Split
+from training.distributed import Processes
+from training.errors import DataError
 from training.settings import DataName
 
 Augment = Callable[[Tensor], Tensor]
@@ -22,22 +24,47 @@ Batch = tuple[Tensor, Tensor]  # uint8 [N, 3, H, W] and int64 [N]
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """The training batches of one epoch after another, as lists of (epoch, index); set `epoch` before iterating."""
+    """The training batches of one epoch after another, as lists of (epoch, index).
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+    A step's pictures are divided into `parts` (accumulation) of which each is divided between the processes; what is
+    yielded are this process's shares, part after part. The order is the same for any number of either. Set `epoch` and
+    `first_step` before iterating. A last batch that would leave a share with fewer than two pictures, which batch norm
+    needs, is left out.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int, parts: int = 1, processes: Processes | None = None
+    ) -> None:
         self.size = size
-        self.batch_size = batch_size
+        self.batch_size = min(batch_size, size)
         self.seed = seed
+        self.parts = parts
+        self.processes = processes or Processes()
         self.epoch = 0
+        self.first_step = 0
+        shares = parts * self.processes.count
+        if self.batch_size < shares:
+            raise DataError(f"{self.batch_size} pictures per step cannot be divided into {shares} shares")
+        rest = size % self.batch_size
+        self.steps = size // self.batch_size + (rest >= 2 * shares)
 
     def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+        """How many shares of this process there are until the end of the epoch."""
+        return (self.steps - self.first_step) * self.parts
+
+    def pictures(self, step: int) -> int:
+        """How many pictures step number `step` of an epoch sees, over all processes and parts."""
+        return min(self.batch_size, self.size - step * self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
         order: list[int] = torch.randperm(self.size, generator=generator).tolist()
-        for start in range(0, self.size, self.batch_size):
-            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+        stride = self.parts * self.processes.count
+        for step in range(self.first_step, self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            for part in range(self.parts):
+                first = part * self.processes.count + self.processes.rank
+                yield [(self.epoch, index) for index in batch[first::stride]]
 
 
 class AugmentedPictures(Dataset[tuple[Tensor, int]]):
@@ -53,42 +80,61 @@ class AugmentedPictures(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, epoch, index))
+        state = torch.default_generator.get_state()
+        try:
+            seed_cpu(mixed_seed(self.seed, epoch, index))
             return self.augment(_training_picture(self.split, index)), int(self.split.labels[index])
+        finally:
+            torch.default_generator.set_state(state)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, int]]:
+        """A batch, in one thread: a picture is too small for several, which would wait for each other."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return [self[key] for key in keys]
+        finally:
+            torch.set_num_threads(threads)
 
 
 class PlainPictures(Dataset[tuple[Tensor, int]]):
     """Evaluation pictures, by serving's own preprocessing: uint8 `[3, H, W]` and the class id."""
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, rows: Sequence[int]) -> None:
         self.split = split
+        self.rows = rows
 
     def __len__(self) -> int:
-        return len(self.split.labels)
+        return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        index = self.rows[position]
         return torch.from_numpy(self.split.pixels(index)), int(self.split.labels[index])
 
 
 def training_loader(
-    split: Split, augment: Augment, batch_size: int, seed: int, workers: int, *, pin_memory: bool
-) -> tuple[DataLoader[Any], EpochBatches]:
-    """The loader of augmented batches, and its sampler, whose `epoch` the trainer sets."""
-    sampler = EpochBatches(len(split.labels), batch_size, seed)
-    loader: DataLoader[Any] = DataLoader(
-        AugmentedPictures(split, augment, seed),
-        batch_sampler=sampler,
+    split: Split,
+    augment: Augment,
+    batches: EpochBatches,
+    workers: int = 0,
+    prefetch: int = 2,
+    *,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """The loader of augmented batches: uint8 `[N, 3, H, W]` and int64 `[N]`."""
+    return DataLoader(
+        AugmentedPictures(split, augment, batches.seed),
+        batch_sampler=batches,
         num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
     )
-    return loader, sampler
 
 
-def evaluation_loader(split: Split, batch_size: int, workers: int = 0) -> DataLoader[Any]:
-    """All of `split` in order."""
-    return DataLoader(PlainPictures(split), batch_size=batch_size, num_workers=workers, persistent_workers=workers > 0)
+def evaluation_loader(split: Split, rows: Sequence[int], batch_size: int, workers: int = 0) -> DataLoader[Any]:
+    """The pictures in `rows` of `split`, in that order."""
+    return DataLoader(PlainPictures(split, rows), batch_size=batch_size, num_workers=workers)
 
 
 def augmentation(data: DataName, spec: ImageInput) -> Augment:
@@ -105,6 +151,11 @@ def augmentation(data: DataName, spec: ImageInput) -> Augment:
             colors = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
             transform = v2.Compose([crop, v2.RandomHorizontalFlip(), colors])
     return transform
+
+
+def seed_cpu(seed: int) -> None:
+    """As `torch.manual_seed`, which on a machine without CUDA also formats a stack trace per call and keeps it."""
+    torch.default_generator.manual_seed(seed)
 
 
 def mixed_seed(*numbers: int) -> int:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from training.errors import ModelError
 
-OWN_MODELS: Final = ("simple_cnn", "resnet")
+OWN_MODELS: Final = ("mlp", "simple_cnn", "resnet", "resnet9")
+LITE0: Final = "efficientnet_lite0"
 
 
 class Classifier(nn.Module):
@@ -28,6 +29,23 @@ class Classifier(nn.Module):
         logits: Tensor = self.network((image.to(self.mean.dtype) - self.mean) * self.scale)
         return logits
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The weights of the last layer, which knows the classes; all others are the backbone's.
+
+        Raises:
+            ModelError: the last layer is not a dense one.
+        """
+        return list(head_of(self.network)[1].parameters())
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Whether the backbone learns. Frozen, it also keeps its batch norms' statistics; call after `train()`."""
+        head = {id(parameter) for parameter in self.head_parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(not frozen or id(parameter) in head)
+        if frozen:
+            self.network.eval()
+            head_of(self.network)[1].train()
+
 
 class Servable(nn.Module):
     """What is exported: uint8 `[N, 3, H, W]` RGB in, probabilities float32 `[N, classes]` out."""
@@ -42,10 +60,32 @@ class Servable(nn.Module):
         return torch.softmax(self.classifier(image).float(), dim=1)
 
 
+class MLP(nn.Module):
+    """Two hidden layers (256, 128) over all pixels."""
+
+    def __init__(self, classes: int, image_size: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(3 * image_size**2, 256),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(256, 128),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(128, classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of normalised pixels."""
+        logits: Tensor = self.layers(x)
+        return logits
+
+
 class SimpleCNN(nn.Module):
     """Two convolutions (32, 64 channels), each halved by max pooling, then 128 hidden units."""
 
-    def __init__(self, classes: int, image_size: int) -> None:
+    def __init__(self, classes: int, image_size: int, dropout: float) -> None:
         super().__init__()
         side = image_size // 4
         self.features = nn.Sequential(
@@ -57,7 +97,7 @@ class SimpleCNN(nn.Module):
             nn.MaxPool2d(2),
         )
         self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(64 * side * side, 128), nn.ReLU(), nn.Dropout(0.25), nn.Linear(128, classes)
+            nn.Flatten(), nn.Linear(64 * side * side, 128), nn.ReLU(), nn.Dropout(dropout), nn.Linear(128, classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +132,7 @@ class CifarResNet(nn.Module):
     4.2).
     """
 
-    def __init__(self, classes: int, widths: Sequence[int] = (16, 32, 64), depth: int = 3) -> None:
+    def __init__(self, classes: int, dropout: float, widths: Sequence[int] = (16, 32, 64), depth: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = [
             nn.Conv2d(3, widths[0], 3, 1, 1, bias=False),
@@ -105,7 +145,7 @@ class CifarResNet(nn.Module):
                 layers.append(ResidualBlock(inputs, width, stride=2 if stage > 0 and block == 0 else 1))
                 inputs = width
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(inputs, classes)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(inputs, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of normalised pixels."""
@@ -113,20 +153,72 @@ class CifarResNet(nn.Module):
         return logits
 
 
-def build_network(name: str, classes: int, image_size: int) -> nn.Module:
-    """A network for `classes` classes, with random weights: one of OWN_MODELS or any torchvision classifier by its
-    name.
+class ResNet9(nn.Module):
+    """David Page's network for CIFAR-10 (2018, "How to train your ResNet"): a wide stem without strides, two residual
+    blocks, 6.6 million weights.
+    """
+
+    def __init__(self, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            _conv(3, 64),
+            _conv(64, 128, pool=True),
+            _Residual(nn.Sequential(_conv(128, 128), _conv(128, 128))),
+            _conv(128, 256, pool=True),
+            _conv(256, 512, pool=True),
+            _Residual(nn.Sequential(_conv(512, 512), _conv(512, 512))),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+        )
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(512, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of normalised pixels, an eighth of what the last layer gives: batch norm leaves them too large."""
+        logits: Tensor = self.head(self.features(x)) * 0.125
+        return logits
+
+
+class _Residual(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` and what the body makes of it."""
+        total: Tensor = x + self.body(x)
+        return total
+
+
+def _conv(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+def build_network(name: str, classes: int, image_size: int, dropout: float = 0.25) -> nn.Module:
+    """A network for `classes` classes, with random weights: one of OWN_MODELS (whose dropout is `dropout`),
+    `efficientnet_lite0`, or any torchvision classifier by its name.
 
     Raises:
         ModelError: no such model.
     """
-    if name == "simple_cnn":
-        return SimpleCNN(classes, image_size)
-    if name == "resnet":
-        return CifarResNet(classes)
+    match name:
+        case "mlp":
+            return _initialised(MLP(classes, image_size, dropout))
+        case "simple_cnn":
+            return _initialised(SimpleCNN(classes, image_size, dropout))
+        case "resnet":
+            return _initialised(CifarResNet(classes, dropout))
+        case "resnet9":
+            return _initialised(ResNet9(classes, dropout))
+        case "efficientnet_lite0":
+            from efficientnet_lite_pytorch import EfficientNet
+
+            lite0: nn.Module = EfficientNet.from_name("efficientnet-lite0", num_classes=classes)
+            return lite0
     if name not in torchvision_models():
         raise ModelError(
-            f"unknown model {name!r}; ours are {', '.join(OWN_MODELS)}; torchvision's: {', '.join(torchvision_models())}"
+            f"unknown model {name!r}; there are {', '.join((*OWN_MODELS, LITE0))} and torchvision's: "
+            f"{', '.join(torchvision_models())}"
         )
     options: dict[str, object] = {"num_classes": classes}
     if name.startswith("vit_"):
@@ -134,6 +226,46 @@ def build_network(name: str, classes: int, image_size: int) -> nn.Module:
     if name.startswith(("googlenet", "inception")):
         options |= {"aux_logits": False, "init_weights": True}
     network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    return network
+
+
+def head_of(network: nn.Module) -> tuple[str, nn.Linear]:
+    """The dense layer that ends a classifier, and its name within it.
+
+    Raises:
+        ModelError: the network does not end with one.
+    """
+    layers = [(name, module) for name, module in network.named_modules() if not any(module.children())]
+    dense = [(name, module) for name, module in layers if isinstance(module, nn.Linear)]
+    if not dense or any(isinstance(module, nn.Conv2d) for _, module in layers[layers.index(dense[-1]) :]):
+        raise ModelError("this network does not end with a dense layer, so its head cannot be told from its backbone")
+    return dense[-1]
+
+
+def replace_head(network: nn.Module, classes: int) -> None:
+    """Give a classifier a new last layer, for `classes` classes.
+
+    Raises:
+        ModelError: as `head_of`.
+    """
+    name, old = head_of(network)
+    new = nn.Linear(old.in_features, classes)
+    nn.init.xavier_uniform_(new.weight)
+    nn.init.zeros_(new.bias)
+    network.set_submodule(name, new)
+
+
+def _initialised(network: nn.Module) -> nn.Module:
+    """He's weights where a ReLU follows (He et al. 2015), Glorot's for the last layer (Glorot and Bengio 2010)."""
+    _, head = head_of(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if module is head:
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out" if isinstance(module, nn.Conv2d) else "fan_in")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return network
 
 

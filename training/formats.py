@@ -1,0 +1,125 @@
+"""The model as a file: how each format is written, and how it is read back to be compared."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from serving.manifest import Format
+from serving.postprocess import Probabilities
+from serving.preprocess import Pixels
+from training.errors import ExportError
+from training.models import Servable
+
+OPSET: Final = 20
+SUFFIXES: Final[dict[Format, str]] = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2", "ort": ".ort"}
+
+Infer = Callable[[Pixels], Probabilities]
+
+
+def write_onnx(servable: Servable, example: Tensor, path: Path) -> None:
+    """ONNX with a dynamic axis named `batch`, self-contained."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
+        program = torch.onnx.export(
+            servable,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["image"],
+            output_names=["probabilities"],
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # stack traces with the paths of this machine
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        del value.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def write_torchscript(servable: Servable, example: Tensor, path: Path) -> None:
+    """TorchScript by tracing, frozen."""
+    with warnings.catch_warnings():
+        # torch.jit is deprecated upstream; TorchServe and Triton's pytorch backend still read it
+        warnings.simplefilter("ignore")
+        traced = torch.jit.freeze(torch.jit.trace(servable, example))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, path)
+
+
+def write_pt2(servable: Servable, example: Tensor, path: Path) -> None:
+    """A torch.export archive, which takes TorchScript's place upstream."""
+    program = torch.export.export(servable, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    torch.export.save(program, path)
+
+
+def write_ort(source: Path, path: Path) -> None:
+    """An ONNX file in onnxruntime's own format, which its reduced builds for phones and boards load. Optimised as far as
+    every processor can follow.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def read_onnx(path: Path, threads: int = 0) -> Infer:
+    """An ONNX or ORT file in onnxruntime.
+
+    Raises:
+        ExportError: its batch axis is not the contract's.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    batch_axis = session.get_inputs()[0].shape[0]
+    if batch_axis != "batch":
+        raise ExportError(f"{path.name}: the batch axis is {batch_axis!r}, not a dynamic axis named 'batch'")
+
+    def infer(pixels: Pixels) -> Probabilities:
+        probabilities: Probabilities = session.run(["probabilities"], {"image": pixels})[0]
+        return probabilities
+
+    return infer
+
+
+def read_torchscript(path: Path) -> Infer:
+    """A TorchScript file in torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    return lambda pixels: run_eager(module, pixels)
+
+
+def read_pt2(path: Path) -> Infer:
+    """A torch.export archive in torch."""
+    module = torch.export.load(path).module()
+    return lambda pixels: run_eager(module, pixels)
+
+
+def read_model(format_: Format, path: Path, threads: int = 0) -> Infer:
+    """A file in the runtime that is its own. `threads` is onnxruntime's number of them, 0 for all cores; torch's belongs
+    to the process.
+    """
+    if format_ == "torchscript":
+        return read_torchscript(path)
+    return read_pt2(path) if format_ == "pt2" else read_onnx(path, threads)
+
+
+@torch.inference_mode()
+def run_eager(module: Callable[[Tensor], Tensor], pixels: Pixels) -> Probabilities:
+    """uint8 `[N, 3, H, W]` -> float32 `[N, classes]` by a torch module."""
+    probabilities: Probabilities = module(torch.from_numpy(pixels)).numpy()
+    return probabilities

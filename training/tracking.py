@@ -1,0 +1,136 @@
+"""Where a run's numbers go: JSON lines always, TensorBoard and MLflow on request. Each is imported only when it is used.
+
+`metrics.jsonl` has a line per epoch, `steps.jsonl` one per so many optimiser steps.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from training.errors import TrackingError
+from training.settings import TrainSettings
+
+# MLflow refuses a store whose path has a folder called "artifacts".
+MLFLOW_STORE: Final = Path("mlruns")
+Every = Literal["step", "epoch"]
+
+
+class Tracker(Protocol):
+    """Someone who keeps a run's numbers. `number` counts steps or epochs from 0."""
+
+    def log(self, every: Every, number: int, values: Mapping[str, float]) -> None:
+        """Keep the values of a step or an epoch."""
+
+    def close(self, summary: Mapping[str, float], files: list[Path]) -> None:
+        """The run has ended: keep what it came to, and the files that tell of it. Empty if it was cut off."""
+
+
+def open_trackers(settings: TrainSettings, run_dir: Path, first_step: int, first_epoch: int) -> list[Tracker]:
+    """JSON lines, and those that `settings.track` names; what an earlier part of the run logged beyond its last
+    checkpoint is forgotten.
+
+    Raises:
+        TrackingError: a tracker is not installed, or cannot be reached.
+    """
+    trackers: list[Tracker] = [JsonLines(run_dir, {"step": first_step, "epoch": first_epoch})]
+    openers = {"tensorboard": _tensorboard, "mlflow": _mlflow}
+    for name in settings.track:
+        try:
+            trackers.append(openers[name](settings, run_dir, first_step))
+        except ImportError as error:
+            raise TrackingError(f"--track {name}: {error}; `pip install 'trident-serving[tracking]'`") from error
+    return trackers
+
+
+class JsonLines:
+    """`steps.jsonl` and `metrics.jsonl`, a JSON object per line."""
+
+    def __init__(self, run_dir: Path, first: Mapping[Every, int]) -> None:
+        self._files = {}
+        names: dict[Every, str] = {"step": "steps.jsonl", "epoch": "metrics.jsonl"}
+        for every, name in names.items():
+            path = run_dir / name
+            kept = [line for line in read_lines(path) if line[every] < first[every]]
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            self._files[every] = path.open("a", buffering=1)
+
+    def log(self, every: Every, number: int, values: Mapping[str, float]) -> None:
+        """Write a line."""
+        self._files[every].write(json.dumps({every: number, **values}) + "\n")
+
+    def close(self, summary: Mapping[str, float], files: list[Path]) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; none if it is not there. A line that was cut off does not count."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class _TensorBoard:
+    def __init__(self, run_dir: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(run_dir / "tensorboard", purge_step=first_step or None)
+
+    def log(self, every: Every, number: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{every}/{name}", value, number)
+
+    def close(self, summary: Mapping[str, float], files: list[Path]) -> None:
+        for name, value in summary.items():
+            self._writer.add_scalar(f"result/{name}", value, 0)
+        self._writer.close()
+
+
+def _tensorboard(_: TrainSettings, run_dir: Path, first_step: int) -> Tracker:
+    return _TensorBoard(run_dir, first_step)
+
+
+class _Mlflow:
+    """A run in a local file store (or at MLFLOW_TRACKING_URI); its id lies in `mlflow_run_id`, so that a resumed run is
+    the same one.
+    """
+
+    def __init__(self, settings: TrainSettings, run_dir: Path) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # The file store is frozen upstream, and refused unless asked for; a database needs a server or SQLAlchemy.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        self._client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", MLFLOW_STORE.resolve().as_uri()))
+        kept = run_dir / "mlflow_run_id"
+        try:
+            if kept.is_file():
+                self._run = kept.read_text().strip()
+                self._client.update_run(self._run, status="RUNNING")
+                return
+            found = self._client.get_experiment_by_name(settings.name)
+            experiment = found.experiment_id if found else self._client.create_experiment(settings.name)
+            self._run = self._client.create_run(experiment, run_name=run_dir.name).info.run_id
+            for name, value in settings.model_dump(mode="json").items():
+                self._client.log_param(self._run, name, value)
+        except MlflowException as error:
+            raise TrackingError(f"--track mlflow: {error}") from error
+        kept.write_text(self._run + "\n")
+
+    def log(self, every: Every, number: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._run, f"{every}/{name}", value, step=number)
+
+    def close(self, summary: Mapping[str, float], files: list[Path]) -> None:
+        for name, value in summary.items():
+            self._client.log_metric(self._run, name, value)
+        for path in files:
+            self._client.log_artifact(self._run, str(path))
+        self._client.set_terminated(self._run, "FINISHED" if summary else "KILLED")
+
+
+def _mlflow(settings: TrainSettings, run_dir: Path, _: int) -> Tracker:
+    return _Mlflow(settings, run_dir)
