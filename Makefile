@@ -41,6 +41,9 @@ test-integration: setup  ## the tests that start the real servers
 test-all: setup  ## every test that this machine can run
 	@$(BIN)/pytest -m 'not gpu' $(ARGS)
 
+truth: setup  ## is the load test right? against simulation, queueing theory and wrk
+	@$(BIN)/python -m loadtest.truth $(ARGS)
+
 bench-overhead: setup $(PEERS_VENV)/.ready  ## the FastAPI service against its ceiling, mosec, LitServe and BentoML
 	@$(BIN)/python -m loadtest.overhead.run --peers $(PEERS_VENV)/bin/python $(ARGS)
 
@@ -63,4 +66,4 @@ clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
 	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) artifacts mlruns .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-integration test-all bench-overhead soak lint format lock clean
+.PHONY: help setup demo test test-integration test-all truth bench-overhead soak lint format lock clean

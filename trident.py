@@ -5,17 +5,20 @@ This file has the flags and their help; what a command does is imported when it 
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from loadtest.console import Measurable
+    from loadtest.benchmark import Lineup
+    from loadtest.lanes import Stack
     from serving.bundle import Bundle
+    from serving.server_plan import Endpoint, ServerName
+    from serving.stack.state import StackState
 
 HELP = """Train an image classifier once, serve it three ways, prove that the answers agree, and measure them honestly.
 
@@ -274,36 +277,67 @@ def verify(servers: ServersOption = "all", model: ModelOption = None, url: UrlOp
 
 @app.command(rich_help_panel="Measurement")
 def bench(
-    servers: ServersOption = "all",
+    servers: Annotated[
+        str | None, typer.Option(help="fastapi, torchserve, triton (with commas), or all.  [default: all]")
+    ] = None,
     model: ModelOption = None,
     url: UrlOption = None,
-    scenario: Annotated[
-        list[str] | None, typer.Option(help="single-stream, sweep (repeatable).  [default: both]")
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=URL", help="Any server as a lane; alone, or beside --servers (repeatable)."),
     ] = None,
-    concurrency: Annotated[str, typer.Option(help="The sweep's ladder.")] = "2,4,8,16",
-    duration_s: Annotated[float, typer.Option(help="Measured seconds per run.")] = 5,
-    warmup_s: Annotated[float, typer.Option(help="Seconds under the same load before them.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Repetitions, each in a new random order.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
+    runtime: Annotated[str, typer.Option(help="onnxruntime, torchscript (with commas): a stack for each.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, int8, ... (with commas): a stack for each.")] = "",
+    protocol: Annotated[str, typer.Option(help="http, grpc (with commas).")] = "http",
+    send: Annotated[str, typer.Option(help="picture, tensor (decoded by the client; with commas).")] = "picture",
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="single-stream, sweep, server, slo, offline, spike, soak (repeatable).  [default: the first two]"
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="A benchmark as TOML; flags win over it. See docs/benchmark.md.")
+    ] = None,
+    concurrency: Annotated[str | None, typer.Option(help="sweep: the ladder.  [default: 2,4,8,16]")] = None,
+    rates: Annotated[str | None, typer.Option(help="server: requests/s.  [default: shares of the capacity]")] = None,
+    slo_ms: Annotated[float | None, typer.Option(help="slo: p99 within.  [default: 50]")] = None,
+    soak_s: Annotated[float | None, typer.Option(help="soak: how long.  [default: 60]")] = None,
+    duration_s: Annotated[float | None, typer.Option(help="Measured seconds per run.  [default: 5, slo: 3]")] = None,
+    warmup_s: Annotated[float | None, typer.Option(help="Warm up for at least so long.  [default: 1]")] = None,
+    warmup_max_s: Annotated[float | None, typer.Option(help="And until stable, at most.  [default: 5]")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Repetitions, each in a new random order.  [default: 3]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order and of the arrivals.  [default: 0]")] = None,
+    processes: Annotated[int | None, typer.Option(help="Generator processes.  [default: 1]")] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="Of the machine: gives the cost per million.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result.  [default: a new one]")] = None,
 ) -> None:
     """Measure latency and throughput, and write a report.
 
-    Measures the running stack; or else one of its own, on other cores than the load generator's. A server that does not
-    give the golden answers is not timed, and the exit code is 1.
+    Measures the running stack; or else stacks of its own, on other cores than the load generator's. A server that does
+    not give the golden answers, before or while it is timed, makes the exit code 1.
     """
-    from loadtest.console import bench_run, bench_settings
+    from loadtest.console import bench_run
+    from loadtest.settings import read_settings
 
-    settings = bench_settings(
-        scenarios=scenario,
-        concurrency=concurrency.split(","),
+    settings = read_settings(
+        file,
+        scenario=scenario,
+        concurrency=concurrency.split(",") if concurrency is not None else None,
+        rates=rates.split(",") if rates is not None else None,
+        slo_ms=slo_ms,
+        soak_s=soak_s,
         duration_s=duration_s,
         warmup_s=warmup_s,
+        warmup_max_s=warmup_max_s,
         rounds=rounds,
         seed=seed,
+        processes=processes,
+        price_per_hour=price_per_hour,
     )
-    with _measurable(servers, model, url) as measurable:
-        right = bench_run(measurable, settings)
-    raise typer.Exit(0 if right else 1)
+    with _measurable(servers, model, url, target, runtime, precision, protocol, send) as measured:
+        result = bench_run(measured, settings, out)
+    raise typer.Exit(0 if result.sound else 1)
 
 
 @app.command(rich_help_panel="Measurement")
@@ -319,20 +353,73 @@ def report(
 
 
 @app.command(rich_help_panel="Measurement")
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A", help="A result's folder or file.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same lanes and loads.")],
+    tolerance: Annotated[float, typer.Option(min=0, help="A smaller difference is none, however certain.")] = 0.03,
+    out: Annotated[Path | None, typer.Option(help="The HTML.  [default: comparison.html beside B]")] = None,
+) -> None:
+    """Compare two results; exit code 1 if a lane became slower from A to B, beyond the noise."""
+    from loadtest.console import compare_results
+
+    raise typer.Exit(0 if compare_results(before, after, tolerance, out) else 1)
+
+
+@app.command(rich_help_panel="Measurement")
+def tune(
+    servers: ServersOption = "all",
+    model: ModelOption = None,
+    slo_ms: Annotated[float, typer.Option(help="The objective: p99 within so many milliseconds.")] = 50,
+    duration_s: Annotated[float, typer.Option(help="Measured seconds per probe, at least.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Of the final benchmark, default against best.")] = 3,
+) -> None:
+    """Search workers, threads, batch size and queue delay of each server for the most requests/s under an objective.
+
+    Starts servers of its own. The best settings are written as tuned.toml, beside the benchmark that shows it.
+    """
+    from loadtest.console import split_cores, tune_run
+    from loadtest.settings import read_settings
+    from serving.bundle import find_bundle
+    from serving.settings import load_settings
+    from serving.stack.control import running_stack
+    from serving.stack.endpoints import server_names
+    from serving.stack.state import STACK
+
+    settings = read_settings(scenario=["slo"], slo_ms=slo_ms, duration_s=duration_s, rounds=rounds)
+    serving = load_settings()
+    bundle = find_bundle(model, serving.bundles)
+    cores = split_cores()
+    for server in server_names(servers):
+
+        @contextmanager
+        def open_stack(changes: dict[str, Any], number: int, server: "ServerName" = server) -> "Iterator[Stack]":
+            changed = serving.model_copy(update={"models": (str(bundle.path),), "cores": cores[0], **changes})
+            with running_stack(changed, [server], STACK.with_name(f"{STACK.name}-tune-{number}")) as state:
+                yield _served(state, state.endpoints())
+
+        tune_run(open_stack, server, bundle, settings, cores)
+
+
+@app.command(rich_help_panel="Measurement")
 def demo() -> None:
     """All of it: train on handwritten digits, export, deploy to three servers, verify, load-test, report, clean up."""
-    from loadtest.console import bench_run, bench_settings
+    from loadtest.console import bench_run
+    from loadtest.settings import read_settings
     from serving.console import verify_servers
 
     console.rule("1/4  a model", align="left")
     bundle = _demo_bundle()
     console.rule("2/4  three servers", align="left")
-    with _measurable("all", bundle.name, None) as measurable:
+    settings = read_settings(
+        concurrency=(4, 16), duration_s=2, warmup_s=0.45, warmup_max_s=1, ceiling_s=0.5, calibration_s=0.5
+    )
+    with _measurable("all", bundle.name, None) as measured:
         console.rule("3/4  the same answers?", align="left")
-        agree = verify_servers([target.endpoint for target in measurable.targets], bundle)
+        endpoints = [target.endpoint for target in measured.targets if target.endpoint is not None]
+        agree = verify_servers(endpoints, bundle)
         console.rule("4/4  how fast?", align="left")
-        timed = bench_run(measurable, bench_settings(concurrency=(4, 16), duration_s=3, warmup_s=0.5, rounds=2))
-    raise typer.Exit(0 if agree and timed else 1)
+        result = bench_run(measured, settings)
+    raise typer.Exit(0 if agree and result.sound else 1)
 
 
 def _demo_bundle() -> "Bundle":
@@ -358,30 +445,72 @@ def _demo_bundle() -> "Bundle":
 
 
 @contextmanager
-def _measurable(servers: str, model: str | None, url: list[str] | None) -> "Iterator[Measurable]":
-    """What is measured: given addresses, or the running stack, or a stack for this block on cores of its own."""
-    from loadtest.console import Measurable, split_cores
+def _measurable(
+    servers: str | None,
+    model: str | None,
+    url: list[str] | None = None,
+    target: list[str] | None = None,
+    runtimes: str = "",
+    precisions: str = "",
+    protocols: str = "http",
+    send: str = "picture",
+) -> "Iterator[Lineup]":
+    """What is measured: given addresses, or the running stack, or stacks for this block on cores of their own, one for
+    each runtime and precision.
+    """
+    from loadtest.console import other_cores, split_cores
+    from loadtest.lanes import Stack, lineup_of, parse_inputs, parse_target
     from serving.bundle import find_bundle
     from serving.console import showing_stack
     from serving.settings import load_settings
     from serving.stack.control import current_stack, running_stack
-    from serving.stack.endpoints import find_endpoints, server_names
+    from serving.stack.endpoints import find_endpoints, parse_protocol, server_names
+    from serving.stack.state import STACK
 
+    spoken, inputs = [parse_protocol(name) for name in protocols.split(",")], parse_inputs(send)
     running = current_stack()
-    if url or running is not None:
-        endpoints, bundle = find_endpoints(servers, url, model)
-        yield Measurable.of(endpoints, bundle, None if url or running is None else running.settings, ())
+    if url or (running is not None and not (runtimes or precisions)):
+        endpoints, bundle = find_endpoints(servers or "all", url, model)
+        state = None if url else running
+        stacks = [_served(state, endpoints) if state is not None else Stack(tuple(endpoints))]
+        others = [parse_target(entry, bundle) for entry in target or ()]
+        cores = state.settings.cores if state is not None else ()
+        yield lineup_of(stacks, bundle, others, spoken, inputs, cores, other_cores(cores))
         return
     settings = load_settings()
     bundle = find_bundle(model, settings.bundles)
-    server_cores, generator_cores = split_cores()
-    settings = settings.model_copy(update={"models": (str(bundle.path),), "cores": settings.cores or server_cores})
-    console.print(f"starting a stack with {bundle.name} for this measurement")
-    with ExitStack() as stack:
-        with showing_stack() as on_change:
-            state = stack.enter_context(running_stack(settings, server_names(servers), on_change=on_change))
-        yield Measurable.of(state.endpoints(), bundle, settings, generator_cores)
+    given = [parse_target(entry, bundle) for entry in target or ()]
+    server_cores, generator_cores = settings.cores, other_cores(settings.cores)
+    if not server_cores:
+        server_cores, generator_cores = split_cores()
+    variants = [
+        load_settings(runtime=runtime or None, precision=precision or None).model_copy(
+            update={"models": (str(bundle.path),), "cores": server_cores}
+        )
+        for runtime in runtimes.split(",")
+        for precision in precisions.split(",")
+        if servers is not None or not given
+    ]
+    with ExitStack() as started:
+        stacks = []
+        for number, variant in enumerate(variants):
+            console.print(f"starting a stack with {bundle.name}, {variant.runtime}, {variant.precision}")
+            folder = STACK if number == 0 else STACK.with_name(f"{STACK.name}-{number + 1}")
+            with showing_stack() as on_change:
+                state = started.enter_context(
+                    running_stack(variant, server_names(servers or "all"), folder, on_change=on_change)
+                )
+            stacks.append(_served(state, state.endpoints()))
+        yield lineup_of(stacks, bundle, given, spoken, inputs, server_cores, generator_cores)
         console.print("stopping the servers")
+
+
+def _served(state: "StackState", endpoints: "Sequence[Endpoint]") -> "Stack":
+    """What the load test needs to know of a stack of ours."""
+    from loadtest.lanes import Stack
+
+    settings = state.settings
+    return Stack(tuple(endpoints), settings.model_dump(mode="json"), state.pids(), settings.client_key)
 
 
 # --- the program

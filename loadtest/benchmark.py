@@ -1,110 +1,191 @@
 """The benchmark: parity gate, then rounds in which every lane gets every load, one server at a time."""
 
+import os
 import random
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from loadtest.calibration import calibrate
+from loadtest.ceiling import Ceiling, CeilingSpec, measure_ceiling
 from loadtest.environment import describe_environment
-from loadtest.errors import GeneratorError
-from loadtest.generator_spec import GeneratorSpec
-from loadtest.recording import Recording
-from loadtest.result import Lane, Result, Run
-from loadtest.scenarios import SCENARIOS, Load
+from loadtest.gate import through_gate
+from loadtest.generator.client import Generator
+from loadtest.generator.recording import Recording
+from loadtest.generator.spec import GeneratorSpec
+from loadtest.load import Load
+from loadtest.resources import watching
+from loadtest.result import Result, Run
+from loadtest.scenarios import Loads, Past, Scenario
+from loadtest.server_view import read_counters, stages_s
 from loadtest.settings import BenchSettings
 from loadtest.targets import Target
 from serving.bundle import Bundle
-from serving.clients.golden import check_golden
-from serving.clients.http_client import HttpClient
 
-OnRun = Callable[[Target, Load, int, Recording | None], None]
+# Before a run with None, after it with the run.
+OnRun = Callable[[Target, Load, int, Run | None], None]
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Who is measured, and where. `serving` and `ceilings` are by lane, as far as they are known; empty cores: any."""
+
+    targets: tuple[Target, ...]
+    bundle: Bundle | None
+    serving: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    ceilings: Mapping[str, CeilingSpec] = field(default_factory=dict)
+    server_cores: tuple[int, ...] = ()
+    generator_cores: tuple[int, ...] = ()
+    api_key: str | None = None
 
 
 def run_benchmark(
-    targets: Sequence[Target],
-    bundle: Bundle,
-    settings: BenchSettings,
-    serving: dict[str, Any] | None = None,
-    generator_cores: tuple[int, ...] = (),
-    on_run: OnRun = lambda *_: None,
+    measured: Lineup, settings: BenchSettings, folder: Path | None = None, on_run: OnRun = lambda *_: None
 ) -> Result:
     """Measure the targets whose answers are right.
 
     Args:
-        targets: the lanes, all serving `bundle`.
-        serving: the servers' settings, to be kept with the result.
-        generator_cores: cores for the load generator; empty: all.
-        on_run: is called before a run with None, and after it with its recording.
+        folder: where the rows of all requests are kept; None: nowhere.
 
     Raises:
         GeneratorError: the generator could not do its work.
     """
     created = datetime.now(UTC)
-    lanes = [_through_gate(target, bundle) for target in targets]
+    lanes = [through_gate(target, measured.bundle, measured.api_key) for target in measured.targets]
     timed = [lane.target for lane in lanes if not lane.faults]
-    runs = []
-    for round_, load, target in schedule(timed, settings):
-        on_run(target, load, round_, None)
-        started = datetime.now(UTC)
-        spec = GeneratorSpec(
-            target=target, load=load, bundle=bundle.path, timeout_s=settings.timeout_s, cores=generator_cores
-        )
-        recording = _generate(spec)
-        runs.append(Run(lane=target.lane, load=load, round=round_, started=started, recording=recording))
-        on_run(target, load, round_, recording)
+    calibration, ceilings = None, []
+    with _on_cores(measured.generator_cores), Generator() as generator:
+        if timed and settings.calibration_s:
+            calibration = calibrate(generator, settings.calibration_s, measured.server_cores, measured.generator_cores)
+        bench = _Bench(measured, settings, generator, folder, on_run)
+        for round_ in range(settings.rounds if timed else 0):
+            ceilings += _ceilings(measured, timed, settings, round_)
+            bench.round(round_, timed)
     return Result(
         created=created,
-        bundle=bundle.name,
+        bundle=measured.bundle.name if measured.bundle is not None else "no bundle",
         settings=settings,
-        serving=serving,
-        generator_cores=generator_cores,
+        serving=dict(measured.serving),
+        ceiling_specs=dict(measured.ceilings),
+        server_cores=measured.server_cores,
+        generator_cores=measured.generator_cores,
         environment=describe_environment(),
+        calibration=calibration,
         lanes=tuple(lanes),
-        runs=tuple(runs),
+        ceilings=tuple(ceilings),
+        runs=tuple(bench.runs),
     )
 
 
-def loads(settings: BenchSettings) -> list[Load]:
-    """Every load that the settings ask for."""
-    return [load for scenario in settings.scenarios for load in SCENARIOS[scenario](settings)]
+def steps(
+    scenario: Scenario, targets: Sequence[Target], past: Mapping[str, Sequence[Past]], shuffled: random.Random
+) -> Iterator[tuple[Target, Load, Callable[[Recording], None]]]:
+    """Target and load of every run of one scenario in one round, in order: load by load, the targets in a random order.
 
-
-def schedule(targets: Sequence[Target], settings: BenchSettings) -> list[tuple[int, Load, Target]]:
-    """Round, load and target of every run, in order: per round and load, the targets in a random order drawn from the
-    seed.
+    What comes with each is called with the recording, so that scenarios that search can go on.
     """
-    shuffled = random.Random(settings.seed)  # noqa: S311 - an order, not a secret
-    return [
-        (round_, load, target)
-        for round_ in range(settings.rounds)
-        for load in loads(settings)
-        for target in shuffled.sample(list(targets), len(targets))
-    ]
+    plans: dict[str, Loads] = {target.lane: scenario.loads(past.get(target.lane, ())) for target in targets}
+    replies: dict[str, Recording | None] = {target.lane: None for target in targets}
+    going = list(targets)
+    while going:
+        for target in shuffled.sample(going, len(going)):
+            lane, reply = target.lane, replies[target.lane]
+            try:
+                load = next(plans[lane]) if reply is None else plans[lane].send(reply)
+            except StopIteration:
+                going.remove(target)
+                continue
+            yield target, load, lambda recording, lane=lane: replies.__setitem__(lane, recording)  # type: ignore[misc]
 
 
-def _through_gate(target: Target, bundle: Bundle) -> Lane:
-    with HttpClient(target.endpoint, target.model, target.version) as client:
-        golden = check_golden(client, bundle)
-    return Lane(
-        target=target,
-        golden_pictures=golden.pictures,
-        max_abs_difference=golden.max_abs_difference if golden.agrees else None,
-        faults=golden.faults,
-    )
+class _Bench:
+    """The runs so far."""
+
+    def __init__(
+        self, measured: Lineup, settings: BenchSettings, generator: Generator, folder: Path | None, on_run: OnRun
+    ) -> None:
+        self.runs: list[Run] = []
+        self._measured = measured
+        self._settings = settings
+        self._generator = generator
+        self._folder = folder
+        self._on_run = on_run
+        self._shuffled = random.Random(settings.seed)  # noqa: S311 - an order, not a secret
+
+    def round(self, round_: int, timed: Sequence[Target]) -> None:
+        """Every scenario on every lane, once."""
+        for scenario in self._settings.scenarios:
+            past: dict[str, list[Past]] = {}
+            for run in self.runs:
+                if run.load.scenario == scenario.kind and not run.repeated:
+                    past.setdefault(run.lane, []).append(Past(run.load, run.recording))
+            for target, load, tell in steps(scenario, timed, past, self._shuffled):
+                tell(self._until_valid(target, load, round_).recording)
+
+    def _until_valid(self, target: Target, load: Load, round_: int) -> Run:
+        """A run; once more if the generator (not the server) spoiled it."""
+        for left in range(self._settings.repeats, -1, -1):
+            self._on_run(target, load, round_, None)
+            run = self._run(target, load, round_)
+            spoiled = bool(run.fault) and not run.recording.wrong and not load.probe and left > 0
+            run = run.model_copy(update={"repeated": spoiled})
+            self.runs.append(run)
+            self._on_run(target, load, round_, run)
+            if not spoiled:
+                return run
+        raise AssertionError("unreachable")
+
+    def _run(self, target: Target, load: Load, round_: int) -> Run:
+        settings, measured = self._settings, self._measured
+        file = f"requests/{len(self.runs):04d}.npz" if settings.keep_requests and self._folder is not None else None
+        spec = GeneratorSpec(
+            target=target,
+            load=load,
+            bundle=measured.bundle.path if measured.bundle is not None and target.dialect != "null" else None,
+            timeout_s=settings.timeout_s,
+            api_key=measured.api_key,
+            warm_up=settings.warm_up,
+            cores=measured.generator_cores,
+            seed=settings.seed * 1_000_003 + len(self.runs),
+            max_in_flight=settings.max_in_flight,
+            processes=settings.processes,
+            requests_file=self._folder.resolve() / file if file is not None and self._folder is not None else None,
+        )
+        pids = {one.server_process: one.pids for one in measured.targets}
+        started = datetime.now(UTC)
+        before = read_counters(target)
+        with watching(target.server_process, pids, (self._generator.pid, os.getpid())) as watch:
+            recording = self._generator.run(spec)
+        return Run(
+            lane=target.lane,
+            load=load,
+            round=round_,
+            started=started,
+            recording=recording,
+            resources=watch.use,
+            server_stages_s=stages_s(before, read_counters(target)),
+            requests_file=file,
+        )
 
 
-def _generate(spec: GeneratorSpec) -> Recording:
-    command = [sys.executable, "-m", "loadtest.generator"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            output, errors = process.communicate(spec.model_dump_json())
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        raise GeneratorError(f"the load generator ended with {process.returncode}:\n{errors[-2000:]}")
-    return Recording.model_validate_json(output)
+def _ceilings(measured: Lineup, timed: Sequence[Target], settings: BenchSettings, round_: int) -> list[Ceiling]:
+    """What the runtimes of the lanes do without a server, in this round."""
+    if measured.bundle is None or not settings.ceiling_s:
+        return []
+    specs = dict.fromkeys(measured.ceilings[target.lane] for target in timed if target.lane in measured.ceilings)
+    return [measure_ceiling(spec, measured.bundle, settings.ceiling_s, round_) for spec in specs]
+
+
+@contextmanager
+def _on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """This process, and what it starts, on the generator's cores: it samples while others are measured."""
+    before = os.sched_getaffinity(0)
+    if cores:
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

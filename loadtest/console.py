@@ -1,70 +1,29 @@
-"""The load test's part of the command line: what `trident bench`, `trident report` and `trident demo` share."""
+"""The load test's part of the command line: what `trident bench`, `report`, `compare` and `demo` do and show."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.benchmark import loads, run_benchmark
-from loadtest.errors import LoadtestError
-from loadtest.recording import Recording
-from loadtest.result import RESULTS, Result, latest_result, read_result, write_result
-from loadtest.scenarios import Load
+from loadtest.benchmark import Lineup, run_benchmark
+from loadtest.load import Load
+from loadtest.result import RESULTS, Result, Run, latest_result, read_result, write_result
+from loadtest.scenarios import Slo
 from loadtest.settings import BenchSettings
-from loadtest.summary import headlines, milliseconds
+from loadtest.summary import Headline, headlines, milliseconds
 from loadtest.targets import Target
 from serving.bundle import Bundle
-from serving.server_plan import Endpoint
+
+if TYPE_CHECKING:
+    from loadtest.tune import OpenStack
 
 console = Console()
-
-
-@dataclass(frozen=True)
-class Measurable:
-    """Running servers that all serve `bundle`, with what is known about them. `generator_cores`: empty means any."""
-
-    targets: tuple[Target, ...]
-    bundle: Bundle
-    serving: dict[str, Any] | None
-    generator_cores: tuple[int, ...]
-
-    @classmethod
-    def of(
-        cls, endpoints: Sequence[Endpoint], bundle: Bundle, settings: BaseModel | None, generator_cores: tuple[int, ...]
-    ) -> Self:
-        """One lane per endpoint. `settings` are the servers' (None if they are somebody else's)."""
-        serving = settings.model_dump(mode="json") if settings is not None else None
-        manifest = bundle.manifest
-        targets = tuple(
-            Target(
-                endpoint=endpoint,
-                model=manifest.model,
-                version=manifest.version,
-                runtime=serving["runtime"] if serving is not None else "unknown",
-            )
-            for endpoint in endpoints
-        )
-        return cls(targets, bundle, serving, generator_cores)
-
-
-def bench_settings(**given: Any) -> BenchSettings:
-    """The settings of one benchmark; None means not given.
-
-    Raises:
-        LoadtestError: a value is bad; the message names its flag.
-    """
-    try:
-        return BenchSettings(**{key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        faults = "; ".join(f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}" for fault in error.errors())
-        raise LoadtestError(faults) from error
 
 
 def split_cores() -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -75,9 +34,19 @@ def split_cores() -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (tuple(cores[:-1]), (cores[-1],)) if len(cores) > 1 else ((), ())
 
 
-def bench_run(measurable: Measurable, settings: BenchSettings) -> bool:
-    """Measure, write result and report, and show both. True if every lane gave right answers."""
-    targets, bundle = measurable.targets, measurable.bundle
+def other_cores(taken: Sequence[int]) -> tuple[int, ...]:
+    """The cores that are left for the load generator, if the servers have some of their own; else none in particular."""
+    return tuple(sorted(os.sched_getaffinity(0) - set(taken))) if taken else ()
+
+
+def bench_run(measured: Lineup, settings: BenchSettings, out: Path | None = None) -> Result:
+    """Measure, write result and report, and show both.
+
+    Args:
+        out: the folder of the result; default: a new one below artifacts/results.
+    """
+    bundle = measured.bundle.manifest.model if measured.bundle is not None else "targets"
+    folder = out or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{bundle}"
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -86,26 +55,21 @@ def bench_run(measurable: Measurable, settings: BenchSettings) -> bool:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("parity gate", total=settings.rounds * len(loads(settings)) * len(targets))
+        bar = progress.add_task("parity gate, calibration", total=settings.estimate * len(measured.targets))
 
-        def on_run(target: Target, load: Load, round_: int, recording: Recording | None) -> None:
-            what = f"{load.scenario} x {load.concurrency}"
-            if recording is None:
-                progress.update(bar, description=f"{target.lane}, {what}, round {round_ + 1}")
+        def on_run(target: Target, load: Load, round_: int, run: Run | None) -> None:
+            if run is None:
+                progress.update(bar, description=f"{target.lane}, {load.label}, round {round_ + 1}")
                 return
             progress.advance(bar)
-            rate = recording.answered / recording.seconds
-            failed = f", {recording.failed} failed" if recording.failed else ""
-            line = f"round {round_ + 1}  {what:<18} {target.lane:<11}{rate:8.1f} requests/s{failed}"
-            progress.console.print(line, highlight=False)
+            progress.console.print(_run_line(run), highlight=False, soft_wrap=True)
 
-        result = run_benchmark(targets, bundle, settings, measurable.serving, measurable.generator_cores, on_run)
-    folder = RESULTS / f"{result.created:%Y%m%d-%H%M%S}-{bundle.manifest.model}"
+        result = run_benchmark(measured, settings, folder, on_run)
     write_result(result, folder)
     path = _write_report(result, folder)
-    _show_headlines(result)
+    show_headlines(result)
     console.print(f"report: [bold]{path.resolve()}[/]", soft_wrap=True)
-    return not any(lane.faults for lane in result.lanes)
+    return result
 
 
 def report_again(path: Path | None) -> None:
@@ -118,28 +82,113 @@ def report_again(path: Path | None) -> None:
     console.print(str(_write_report(read_result(path), path if path.is_dir() else path.parent)))
 
 
+def compare_results(before: Path, after: Path, tolerance: float, out: Path | None) -> bool:
+    """Show and write what changed from one result to another. True if no lane became slower.
+
+    Raises:
+        ResultError: they cannot be compared.
+    """
+    from loadtest.compare import compare
+    from loadtest.report.comparison import comparison_verdict, write_comparison
+
+    results = read_result(before), read_result(after)
+    comparison = compare(*results, tolerance)
+    table = Table("lane", "load", "metric", box=None, header_style="dim")
+    for column in ("A", "B", "B / A", "interval", ""):
+        table.add_column(column, justify="right")
+    for one in comparison.differences:
+        color = {"slower": "red", "faster": "green", "same": ""}[one.change]
+        unit = "" if one.metric == "requests/s" else " ms"
+        cells = (f"{one.before:.4g}", f"{one.after:.4g}", f"{one.ratio:.3f}", f"{one.low:.3f} to {one.high:.3f}")
+        table.add_row(one.lane, one.load.label, f"{one.metric}{unit}", *cells, Text(one.change, color))
+    console.print(table)
+    for runtime, factor in comparison.machine.items():
+        console.print(f"the machine itself ran {runtime} {factor:.3f} times as fast in B; that is taken out")
+    folder = after if after.is_dir() else after.parent
+    path = write_comparison(comparison, *results, out or folder / "comparison.html")
+    console.print(Text(comparison_verdict(comparison), "bold" if comparison.passed else "bold red"))
+    console.print(f"report: [bold]{path.resolve()}[/]", soft_wrap=True)
+    return comparison.passed
+
+
+def tune_run(
+    open_stack: "OpenStack", server: str, bundle: Bundle, settings: BenchSettings, cores: tuple[tuple[int, ...], ...]
+) -> None:
+    """Search one server's settings, and write the best ones with the evidence."""
+    from loadtest.tune import candidates, tune, write_tuned
+
+    slo = next((one for one in settings.scenarios if isinstance(one, Slo)), Slo())
+    server_cores, generator_cores = cores
+    tried = candidates(len(server_cores) or len(os.sched_getaffinity(0)))
+    folder = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-tune-{server}-{bundle.manifest.model}"
+    console.print(f"{server}: {len(tried)} candidates, p{slo.percentile:g} within {slo.slo_ms:g} ms")
+
+    def on_candidate(changes: dict[str, Any], rate: float) -> None:
+        text = ", ".join(f"{key} {value}" for key, value in changes.items())
+        console.print(f"  {rate:8.1f} requests/s   {text}", highlight=False, soft_wrap=True)
+
+    both = (server_cores, generator_cores)
+    found = tune(open_stack, tried, bundle, slo, settings, both, folder, on_candidate)
+    path = _write_report(found.result, folder)
+    write_tuned(found, folder / "tuned.toml")
+    rates = [f"{one.value:.0f}" if one is not None else "none" for one in (found.default, found.tuned)]
+    console.print(
+        f"in {settings.rounds} rounds side by side: default {rates[0]} requests/s, the best candidate {rates[1]}"
+    )
+    said = found.toml().replace("\n", "; ") if found.changes else "nothing is better than the defaults beyond the noise"
+    console.print(Text(f"{server}: {said}", "bold"))
+    console.print(f"settings: [bold]{(folder / 'tuned.toml').resolve()}[/]", soft_wrap=True)
+    console.print(f"report: [bold]{path.resolve()}[/]", soft_wrap=True)
+
+
+def show_headlines(result: Result) -> None:
+    """The table that ends a benchmark."""
+    lines = headlines(result)
+    slo = next((line.capacity for line in lines if line.capacity is not None and line.capacity.under_slo), None)
+    title = f"{result.bundle}: latency of a lone request, and the most requests/s"
+    table = Table(title=title, title_justify="left", box=None, header_style="dim")
+    columns = ["server", "parity", "p50 ms", "p95 ms", "p99 ms", "requests/s", "errors"]
+    columns[6:6] = [f"requests/s, {slo.condition}"] if slo is not None else []
+    columns[-1:-1] = ["of ceiling"] if any(line.of_ceiling is not None for line in lines) else []
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("server", "parity") else "right")
+    for line in lines:
+        cells = _cells(line, slo is not None)
+        if "of ceiling" in columns:
+            cells.append(f"{line.of_ceiling.value:.0%}" if line.of_ceiling is not None else "-")
+        parity = Text(line.parity, "bold red" if line.parity == "FAILED" else "green")
+        table.add_row(line.lane, parity, *cells, str(line.errors))
+    console.print(table)
+    for fault in result.faults:
+        console.print(Text(fault, "red"))
+
+
+def _cells(line: Headline, with_slo: bool) -> list[str]:
+    single = line.single
+    times = (single.p50_s, single.p95_s, single.p99_s) if single is not None else None
+    cells = [milliseconds(value) for value in times] if times is not None else ["-"] * 3
+    concurrency = getattr(line.peak.load.loop, "concurrency", None) if line.peak is not None else None
+    cells.append(f"{line.peak.requests_per_s.value:.0f} (at {concurrency})" if line.peak is not None else "-")
+    if with_slo:
+        under_slo = line.capacity is not None and line.capacity.under_slo
+        cells.append(f"{line.capacity.requests_per_s.value:.0f}" if line.capacity is not None and under_slo else "-")
+    return cells
+
+
+def _run_line(run: Run) -> Text:
+    recording = run.recording
+    p99 = recording.percentile_ms(99)
+    line = Text(f"round {run.round + 1}  {run.load.label:<28} {run.lane:<18}{recording.requests_per_s:8.1f} requests/s")
+    line.append(f"  p99 {p99:7.2f} ms" if recording.answered else "")
+    if recording.failed:
+        line.append(f"  {recording.failed} failed", "red")
+    if run.fault:
+        line.append(f"  {'repeated' if run.repeated else 'INVALID'}: {run.fault}", "yellow" if run.repeated else "red")
+    return line
+
+
 def _write_report(result: Result, folder: Path) -> Path:
     """The report (matplotlib takes a moment to import, so not before it is needed)."""
     from loadtest.report import write_report
 
     return write_report(result, folder)
-
-
-def _show_headlines(result: Result) -> None:
-    """The table that ends a benchmark."""
-    table = Table(
-        title=f"{result.bundle}: latency of a lone request, and the most requests/s",
-        title_justify="left",
-        box=None,
-        header_style="dim",
-    )
-    for column in ("server", "parity", "p50 ms", "p95 ms", "p99 ms", "requests/s", "errors"):
-        table.add_column(column, justify="left" if column in ("server", "parity") else "right")
-    for line in headlines(result):
-        single = (line.single.p50_s, line.single.p95_s, line.single.p99_s) if line.single is not None else (None,) * 3
-        peak = f"{line.peak.requests_per_s:.0f} (at {line.peak.concurrency})" if line.peak is not None else "-"
-        parity = Text(line.parity, "bold red" if line.parity == "FAILED" else "green")
-        table.add_row(line.lane, parity, *(milliseconds(value) for value in single), peak, str(line.errors))
-    console.print(table)
-    for fault in result.faults:
-        console.print(Text(fault, "red"))

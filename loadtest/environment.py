@@ -22,7 +22,7 @@ _PACKAGES: Final = (
     "uvicorn",
     "torchserve",
     "locust",
-    "geventhttpclient",
+    "gevent",
 )
 
 

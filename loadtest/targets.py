@@ -1,37 +1,138 @@
 """Who is measured with what: a server, a model, and pictures whose right answers are known."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from loadtest.tensor_wire import TensorWire
 from serving.bundle import Bundle
 from serving.clients.golden import TOLERANCE
-from serving.clients.wire import WIRES, HttpRequest, Wire
+from serving.clients.grpc_wire import GrpcWire, grpc_wire
+from serving.clients.wire import WIRES, FastapiWire, HttpRequest, RefusedError, Wire
 from serving.errors import TridentError
-from serving.server_plan import Endpoint
+from serving.manifest import Manifest
+from serving.schemas import Prediction
+from serving.server_plan import Endpoint, Protocol
+
+# What a target's requests look like: one of our three servers, a plain picture to an address, pixels by the Open
+# Inference Protocol, or a null target, which answers without doing anything.
+Dialect = Literal["fastapi", "torchserve", "triton", "picture", "tensor", "null"]
+NULL_ANSWER: Final = b'{"model":"null","version":1,"predictions":[{"label":"0","class_id":0,"probability":1.0}]}'
+NULL_PICTURE: Final = bytes(512)
 
 
 class Target(BaseModel):
-    """One lane: a server with one model behind it."""
+    """One lane: server x runtime x precision x protocol x what is sent.
+
+    Args:
+        lane: its name in tables.
+        url: what comes before the dialect's own path.
+        path: of `picture` (the whole path) and `tensor` (the model's path) targets.
+        grpc: `host:port`, of a lane whose protocol is gRPC.
+        tolerance: largest |difference| to the golden probability with which an answer counts as right.
+        pids: the server's processes on this machine (leaders; descendants are found); empty: unknown.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    endpoint: Endpoint
+    lane: str
+    server: str
+    url: str
+    dialect: Dialect
     model: str
-    version: int
-    runtime: str
+    version: int | None = None
+    path: str = ""
+    input_name: str = "image"
+    output_name: str = "probabilities"
+    runtime: str = "unknown"
+    precision: str = "unknown"
+    protocol: Protocol = "http"
+    grpc: str | None = None
+    tolerance: float = TOLERANCE
+    metrics_url: str = ""
+    pids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, endpoint: Endpoint, bundle: Bundle, **more: object) -> Self:
+        """The picture-in lane of one of our servers."""
+        manifest = bundle.manifest
+        content = {
+            "lane": endpoint.server,
+            "server": endpoint.server,
+            "url": endpoint.url,
+            "dialect": endpoint.server,
+            "model": manifest.model,
+            "version": manifest.version,
+            "metrics_url": endpoint.metrics_url,
+            "grpc": endpoint.grpc,
+        }
+        return cls.model_validate(content | more)
 
     @property
-    def lane(self) -> str:
-        """Its name in tables: `server`, for as long as lanes differ in nothing else."""
-        return self.endpoint.server
+    def input(self) -> str:
+        """What is sent: `picture` or `tensor`."""
+        return "tensor" if self.dialect == "tensor" else "picture"
 
     @property
-    def wire(self) -> Wire:
-        """How to ask it."""
-        return WIRES[self.endpoint.server](self.model, self.version)
+    def server_process(self) -> str:
+        """The same for all lanes that one running server serves."""
+        return f"{self.server}, pid {', '.join(map(str, self.pids))}" if self.pids else f"{self.server} at {self.url}"
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """As the clients of our three servers need it; None for others."""
+        if self.dialect not in WIRES:
+            return None
+        content = {"server": self.dialect, "url": self.url, "metrics_url": self.metrics_url, "grpc": self.grpc}
+        return Endpoint.model_validate(content)
+
+    def wire(self, manifest: Manifest | None) -> Wire:
+        """How to ask it. `manifest`: of the bundle that it serves; only a null target has none."""
+        if self.dialect == "null":
+            return PictureWire("/predict")
+        if self.dialect == "picture":
+            return PictureWire(self.path)
+        assert manifest is not None, "only a null target serves no bundle"
+        if self.dialect == "tensor":
+            return TensorWire(self.path, manifest, self.input_name, self.output_name)
+        if self.protocol == "grpc":
+            return CallWire(grpc_wire(self.dialect, self.model, self.version))
+        return WIRES[self.dialect](self.model, self.version)
+
+
+@dataclass(frozen=True)
+class CallWire:
+    """A gRPC call as what it is on the wire: a POST of a serialised message to the method's path."""
+
+    call: GrpcWire
+
+    def request(self, picture: bytes, top_k: int | None = None) -> HttpRequest:
+        """The call's bytes."""
+        return HttpRequest(self.call.method, dict(self.call.metadata(None)), self.call.request(picture, top_k))
+
+    def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
+        """The prediction in the serialised response."""
+        if status != 200:
+            raise RefusedError(status, f"gRPC, as HTTP {status}: {body[:200].decode(errors='replace')}")
+        return self.call.prediction(body)
+
+
+@dataclass(frozen=True)
+class PictureWire:
+    """A picture as the body of a POST to `path`; the answer is a `Prediction` in JSON."""
+
+    path: str
+
+    def request(self, picture: bytes, top_k: int | None = None) -> HttpRequest:
+        """The picture, and nothing else."""
+        return HttpRequest(self.path, FastapiWire("").request(picture, top_k).headers, picture)
+
+    def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
+        """The body is the prediction."""
+        return FastapiWire("").prediction(status, headers, body)
 
 
 @dataclass(frozen=True)
@@ -52,24 +153,30 @@ class Question:
             questions.append(cls(wire.request(data), bundle.manifest.labels[top], top, float(row[top])))
         return questions
 
+    @classmethod
+    def null(cls) -> Self:
+        """What a null target is asked."""
+        return cls(PictureWire("/predict").request(NULL_PICTURE), "0", 0, 1.0)
+
 
 class AnswerCheck:
     """Compares every answer with the golden one. Servers repeat themselves, so most are recognised by their bytes."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, tolerance: float = TOLERANCE) -> None:
         self._wire = wire
+        self._tolerance = tolerance
         self._known: set[tuple[int, bytes]] = set()
 
-    def fault(self, question: Question, status: int, headers: dict[str, str], body: bytes) -> str:
-        """'' if the response is a right answer, else what is wrong. Header names are lower case."""
+    def fault(self, question: Question, status: int, headers: Callable[[], Mapping[str, str]], body: bytes) -> str:
+        """'' if the response is a right answer, else what is wrong. `headers` are lower case, read if needed."""
         known = (id(question), body)
         if status == 200 and known in self._known:
             return ""
         try:
-            top = self._wire.prediction(status, headers, body).top
-        except TridentError as error:
-            return error.message
-        if top.class_id != question.class_id or abs(top.probability - question.probability) > TOLERANCE:
+            top = self._wire.prediction(status, headers(), body).top
+        except (TridentError, IndexError) as error:
+            return error.message if isinstance(error, TridentError) else "wrong answer: no class at all"
+        if top.class_id != question.class_id or not abs(top.probability - question.probability) <= self._tolerance:
             return (
                 f"wrong answer: {top.label} {top.probability:.4f}, golden {question.label} {question.probability:.4f}"
             )

@@ -25,6 +25,8 @@ COMMANDS = [
     "verify",
     "bench",
     "report",
+    "compare",
+    "tune",
     "demo",
 ]
 
@@ -81,6 +83,11 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
         (["up", "--runtime", "tensorflow"], "runtime"),
         (["bench", "--rounds", "0"], "--rounds"),
         (["bench", "--concurrency", "2,x"], "--concurrency"),
+        (["bench", "--rates", "100"], "--rates belongs to the scenario server"),
+        (["bench", "--send", "video"], "--send"),
+        (["bench", "--file", "none.toml"], "none.toml"),
+        (["compare", ".", "."], "trident bench"),
+        (["tune"], "trident export"),
         (["train", "--data", "mnist"], "--data"),
         (["train", "--data", "folder"], "--data-dir"),
     ],

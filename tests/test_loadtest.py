@@ -1,81 +1,35 @@
-"""The load test without the real servers: statistics, order, report, and the generator against a small server."""
+"""The load test without any server: settings, statistics, order, scenarios, result and report."""
 
 import json
+import random
 import re
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from loadtest.benchmark import loads, run_benchmark, schedule
-from loadtest.environment import describe_environment
-from loadtest.errors import LoadtestError, ResultError
-from loadtest.generator_spec import GeneratorSpec
-from loadtest.recording import GeneratorHealth, Recording, new_histogram
+from loadtest.benchmark import steps
+from loadtest.ceiling import Ceiling, CeilingSpec
+from loadtest.errors import LoadtestError, ResultError, TargetError
+from loadtest.generator.recording import GeneratorHealth, Recording, decode_histogram
+from loadtest.generator.summarise import histogram_of
+from loadtest.lanes import Stack, lineup_of, named, parse_inputs, parse_target
+from loadtest.load import ClosedLoop, Load, OpenLoop, Phase
 from loadtest.report import write_report
-from loadtest.result import Lane, Result, Run, latest_result, read_result, write_result
-from loadtest.scenarios import Load
-from loadtest.settings import BenchSettings
-from loadtest.statistics import merged, min_samples, percentile_s
+from loadtest.report.tables import theil_sen
+from loadtest.result import latest_result, read_result, write_result
+from loadtest.scenarios import Past, Server, SingleStream, Slo, Spike, Sweep
+from loadtest.scenarios.spike import recovery_s
+from loadtest.settings import BenchSettings, read_settings
+from loadtest.statistics import Estimate, mean_of, merged, min_samples, percentile_of, percentile_s
 from loadtest.summary import headlines, milliseconds, rows
-from loadtest.targets import AnswerCheck, Question, Target
+from loadtest.targets import AnswerCheck, Question
+from loadtest.tensor_wire import TensorWire
 from serving.bundle import Bundle
 from serving.clients.wire import FastapiWire
-from serving.server_plan import Endpoint, ServerName
-
-
-def target(server: ServerName = "fastapi", url: str = "http://127.0.0.1:1") -> Target:
-    return Target(
-        endpoint=Endpoint(server=server, url=url, metrics_url=""), model="digits", version=1, runtime="onnxruntime"
-    )
-
-
-def recording(latencies_s: list[float], seconds: float = 1.0, failed: int = 0, cpu: float = 0.3) -> Recording:
-    histogram = new_histogram()
-    for latency in latencies_s:
-        histogram.record_value(round(latency * 1e9))
-    return Recording(
-        seconds=seconds,
-        answered=len(latencies_s),
-        failed=failed,
-        errors={"HTTP 500: broken": failed} if failed else {},
-        latencies=histogram.encode().decode(),
-        max_latency_s=max(latencies_s, default=0),
-        generator=GeneratorHealth(cpu=cpu, lag_p99_ms=0.5),
-    )
-
-
-def result(**changes: Any) -> Result:
-    runs = []
-    for server, factor in (("fastapi", 1.0), ("triton", 2.0)):
-        for round_ in range(2):
-            for scenario, concurrency in (("single-stream", 1), ("sweep", 4)):
-                load = Load(scenario=scenario, concurrency=concurrency, warmup_s=0, duration_s=1)
-                latencies = [factor * 0.001 * (1 + i / 1000) * concurrency for i in range(700)]
-                runs.append(
-                    Run(lane=server, load=load, round=round_, started=datetime.now(UTC), recording=recording(latencies))
-                )
-    targets = (target("fastapi"), target("triton"))
-    lanes = [Lane(target=each, golden_pictures=16, max_abs_difference=1e-7, faults=()) for each in targets]
-    content: dict[str, Any] = {
-        "created": datetime.now(UTC),
-        "bundle": "digits:1",
-        "settings": BenchSettings(),
-        "serving": None,
-        "generator_cores": (1,),
-        "environment": describe_environment(),
-        "lanes": tuple(lanes),
-        "runs": tuple(runs),
-    }
-    return Result(**content | changes)
-
+from serving.server_plan import Endpoint
+from tests.lab import lane, recording, resources, result, run, target
 
 # --- statistics
 
@@ -95,7 +49,7 @@ def test_percentiles_are_exact_to_a_thousandth_and_refused_from_too_few() -> Non
 
 
 def test_histograms_keep_microseconds_and_minutes() -> None:
-    histogram = merged([recording([12.3e-6, 300.0]).latencies])
+    histogram = decode_histogram(histogram_of(np.array([12_300, 300 * 10**9])))
     assert histogram.get_min_value() == pytest.approx(12_300, rel=2e-3)
     assert histogram.get_max_value() == pytest.approx(300e9, rel=2e-3)
 
@@ -104,23 +58,266 @@ def test_merging_adds() -> None:
     assert merged([recording([0.1] * 3).latencies, recording([0.2] * 4).latencies]).total_count == 7
 
 
-# --- order
+def test_intervals_hold_what_they_promise() -> None:
+    """The 95 % interval of a mean over 5 rounds contains the true mean about as often as it says. The percentile
+    bootstrap is known to be a little narrow from so few.
+    """
+    draw = np.random.default_rng(0)
+    inside = 0
+    for _ in range(300):
+        interval = mean_of(draw.normal(10, 1, 5).tolist()).interval
+        assert interval is not None
+        inside += interval.low <= 10 <= interval.high
+    assert 0.85 <= inside / 300 <= 0.99
+
+
+def test_an_interval_needs_three_rounds_and_a_tie_has_none_without() -> None:
+    assert mean_of([1.0, 2.0]).interval is None
+    assert mean_of([1.0, 2.0]).ties(mean_of([5.0, 6.0]))
+    steady, other = mean_of([1.0, 1.01, 0.99]), mean_of([1.2, 1.21, 1.19])
+    assert not steady.ties(other)
+    assert steady.ties(mean_of([1.02, 0.97, 1.01]))
+    rounds = [recording([0.001 + i / 1e6 for i in range(700)]).latencies for _ in range(3)]
+    estimate = percentile_of(rounds, 99)
+    assert estimate is not None
+    assert estimate.interval is not None
+    assert estimate.interval.low <= estimate.value * 1.001
+    assert estimate.interval.high >= estimate.value * 0.999
+
+
+def test_rounds_are_paired_in_a_ratio() -> None:
+    """A drift that hits both lanes in the same rounds does not hide the difference between them."""
+    drift = np.array([1.0, 1.5, 0.7, 1.2])
+    ratio = mean_of((drift * 1.1).tolist()).ratio(mean_of(drift.tolist())).interval
+    assert ratio is not None
+    assert ratio.low == pytest.approx(1.1)
+    assert ratio.high == pytest.approx(1.1)
+
+
+def test_outliers_do_not_move_the_drift() -> None:
+    points = [(float(x), 2.0 + 0.1 * x) for x in range(20)]
+    points[7] = (7.0, 900.0)
+    assert theil_sen(points) == pytest.approx(0.1)
+
+
+# --- scenarios and order
 
 
 def test_lanes_are_interleaved_in_an_order_that_the_seed_gives() -> None:
     targets = [target("fastapi"), target("torchserve"), target("triton")]
-    settings = BenchSettings(rounds=6, concurrency=(2, 4), seed=1)
-    plan = schedule(targets, settings)
-    assert len(plan) == 6 * len(loads(settings)) * 3
-    orders = []
-    for start in range(0, len(plan), 3):
-        group = plan[start : start + 3]
-        assert len({(round_, load) for round_, load, _ in group}) == 1  # one load at a time on all lanes
-        orders.append(tuple(one.lane for _, _, one in group))
-        assert set(orders[-1]) == {"fastapi", "torchserve", "triton"}
-    assert len(set(orders)) > 1
-    assert plan == schedule(targets, settings)
-    assert plan != schedule(targets, settings.model_copy(update={"seed": 2}))
+
+    def plan(seed: int) -> list[tuple[str, Load]]:
+        shuffled, found = random.Random(seed), []
+        for _ in range(6):
+            for one, load, tell in steps(Sweep(concurrency=(2, 4)), targets, {}, shuffled):
+                found.append((one.lane, load))
+                tell(recording([0.001]))
+        return found
+
+    orders = set()
+    for start in range(0, 6 * 2 * 3, 3):
+        group = plan(1)[start : start + 3]
+        assert len({load for _, load in group}) == 1  # one load at a time on all lanes
+        assert {name for name, _ in group} == {"fastapi", "torchserve", "triton"}
+        orders.add(tuple(name for name, _ in group))
+    assert len(orders) > 1
+    assert plan(1) == plan(1) != plan(2)
+
+
+def _drive(scenario: Any, answer: Any, past: Any = ()) -> list[tuple[Load, Recording]]:
+    """What a scenario asks for, if each load is answered by `answer(load)`."""
+    loads, done = scenario.loads(past), []
+    try:
+        load = next(loads)
+        while True:
+            done.append((load, answer(load)))
+            load = loads.send(done[-1][1])
+    except StopIteration:
+        return done
+
+
+def _server_with(capacity: float) -> Any:
+    """Latency of an M/M/1 server: 10 ms at half of its capacity, without bound above it."""
+
+    def answer(load: Load) -> Recording:
+        if isinstance(load.loop, ClosedLoop):
+            return recording([0.01] * round(capacity), 1.0)
+        mean = 0.005 / max(0.01, 1 - load.loop.rate / capacity)
+        return recording([mean * x for x in np.linspace(0.5, 3.0, 1000)], load.loop.duration_s)
+
+    return answer
+
+
+def test_slo_finds_the_highest_rate() -> None:
+    slo = Slo(slo_ms=50, resolution=0.05)
+    done = _drive(slo, _server_with(400))
+    # 0.005 / (1 - r) * 3 * 0.99 = 0.05 at r = 0.70
+    assert slo.highest(done) == pytest.approx(400 * 0.70, rel=0.06)
+    assert len(done) < 12
+    for load, _ in done[1:]:
+        assert isinstance(load.loop, OpenLoop)
+        assert load.loop.rate * load.loop.duration_s >= 662 or load.loop.duration_s >= slo.duration_s
+    later = _drive(slo, _server_with(400), [Past(*entry) for entry in done])
+    assert not any(load.probe for load, _ in later)
+    assert slo.highest(later) == pytest.approx(400 * 0.70, rel=0.06)
+
+
+def test_slo_counts_failed_requests_as_late() -> None:
+    slo = Slo(slo_ms=50)
+    assert slo.held(recording([0.01] * 990, failed=10))
+    assert not slo.held(recording([0.01] * 980, failed=20))
+    assert slo.held(recording([0.01] * 990 + [0.2] * 10))
+    assert not slo.held(recording([0.01] * 980 + [0.2] * 20))
+    assert not slo.held(recording([], failed=5))
+
+
+def test_slo_gives_up_on_a_server_that_never_holds() -> None:
+    slo = Slo(slo_ms=1)
+    assert slo.highest(_drive(slo, _server_with(100))) == 0
+
+
+def test_server_takes_its_shares_of_the_first_rounds_capacity_in_every_round() -> None:
+    first = _drive(Server(shares=(0.5, 0.9)), _server_with(200))
+    assert first[0][0].probe
+    assert [getattr(load.loop, "rate", 0) for load, _ in first[1:]] == pytest.approx([100, 180], rel=0.02)
+    second = _drive(Server(shares=(0.5, 0.9)), _server_with(300), [Past(*entry) for entry in first])
+    assert [load for load, _ in second] == [load for load, _ in first[1:]]
+    assert [load.loop.label for load, _ in _drive(Server(rates=(7, 9)), _server_with(1))] == ["7/s", "9/s"]
+
+
+def test_recovery_is_counted_from_the_end_of_the_spike() -> None:
+    phases = (Phase(rate=100, duration_s=2), Phase(rate=300, duration_s=1), Phase(rate=100, duration_s=3))
+    loop = OpenLoop(phases=phases)
+    slow_from, slow_until = 200, 450  # requests: 2.0 s to 4.5 s at 100/s
+    latencies = [0.5 if slow_from <= i < slow_until else 0.01 for i in range(600)]
+    assert recovery_s(loop, recording(latencies, 6.0)) == pytest.approx(1.5, abs=0.11)
+    never = [0.5 if slow_from <= i else 0.01 for i in range(600)]
+    assert recovery_s(loop, recording(never, 6.0)) is None
+    load = _drive(Spike(), _server_with(100))[-1][0]
+    assert isinstance(load.loop, OpenLoop)
+    assert [phase.rate for phase in load.loop.phases] == pytest.approx([40, 150, 40], rel=0.02)
+
+
+# --- settings
+
+
+def test_flags_go_to_the_scenarios_that_have_them() -> None:
+    settings = read_settings(
+        scenario=["single-stream", "server"], rates=["50", "100"], duration_s=2, warmup_s=0.5, rounds=None
+    )
+    assert settings.scenarios == (SingleStream(duration_s=2), Server(rates=(50, 100), duration_s=2))
+    assert settings.warm_up.min_s == 0.5
+    assert settings.rounds == 3
+
+
+def test_a_file_is_a_benchmark_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "bench.toml"
+    file.write_text('rounds = 5\n[warm_up]\nmin_s = 2\n[[scenarios]]\nkind = "slo"\nslo_ms = 20\n')
+    assert read_settings(file).scenarios == (Slo(slo_ms=20),)
+    assert read_settings(file, rounds=1, slo_ms=30) == BenchSettings(
+        rounds=1, warm_up=read_settings(file).warm_up, scenarios=(Slo(slo_ms=30),)
+    )
+    file.write_text("rounds = 0")
+    with pytest.raises(LoadtestError, match=r"bench\.toml: rounds"):
+        read_settings(file)
+    file.write_text("rounds = = 0")
+    with pytest.raises(LoadtestError, match="no benchmark file"):
+        read_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"rounds": 0}, "--rounds"),
+        ({"scenario": ["marathon"]}, "--scenario"),
+        ({"concurrency": ["2", "x"]}, "--concurrency"),
+        ({"rates": [5]}, "server, which was not asked for"),
+        ({"duration_s": -1}, "--duration-s"),
+    ],
+)
+def test_bad_settings_name_their_flag(flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(LoadtestError, match=said):
+        read_settings(**flags)
+
+
+# --- lanes
+
+
+def test_lanes_are_named_by_what_differs(digits: Bundle) -> None:
+    fastapi = Endpoint(server="fastapi", url="http://127.0.0.1:1", metrics_url="")
+    triton = Endpoint(server="triton", url="http://127.0.0.1:2", grpc="127.0.0.1:3", metrics_url="")
+    serving = {"runtime": "onnxruntime", "precision": "fp32", "device": "cpu", "cores": [0], "workers": 2, "threads": 0}
+    one = Stack((fastapi, triton), {**serving, "max_batch_size": 8}, {"fastapi": (11,), "triton": (12,)})
+    two = Stack((fastapi,), {**serving, "runtime": "torchscript", "max_batch_size": 8}, {"fastapi": (13,)})
+    lineup = lineup_of([one], digits, [], ("http", "grpc"), ("picture", "tensor"))
+    assert [lane.lane for lane in lineup.targets] == [
+        "fastapi", "fastapi tensor", "triton", "triton grpc", "triton tensor"
+    ]  # fmt: skip
+    assert lineup.ceilings["triton grpc"] == CeilingSpec(
+        runtime="onnxruntime", precision="fp32", threads=1, workers=2, max_batch_size=8, cores=(0,)
+    )
+    assert {lane.server_process for lane in lineup.targets} == {"fastapi, pid 11", "triton, pid 12"}
+    mine = target("mine", dialect="picture", server="another server", path="/predict")
+    both = lineup_of([one, two], digits, [mine])
+    assert [lane.lane for lane in both.targets] == [
+        "fastapi onnxruntime", "triton onnxruntime", "fastapi torchscript", "mine"
+    ]  # fmt: skip
+    with pytest.raises(TargetError, match="two targets"):
+        named([mine, mine])
+    with pytest.raises(TargetError, match="no lane"):
+        lineup_of([Stack((fastapi,))], digits, [], ("grpc",))
+
+
+@pytest.mark.parametrize("entry", ["http://127.0.0.1:1", "mine=127.0.0.1:1", "mine=http://127.0.0.1:1/v2/models/x"])
+def test_a_target_is_a_name_and_an_address(entry: str, digits: Bundle) -> None:
+    with pytest.raises(TargetError, match="--target"):
+        parse_target(entry, digits)
+
+
+def test_targets_are_told_apart_by_their_path(digits: Bundle) -> None:
+    mine = parse_target("mine=http://127.0.0.1:1/v1/classify/", digits)
+    assert (mine.lane, mine.dialect, mine.url, mine.path) == ("mine", "picture", "http://127.0.0.1:1", "/v1/classify")
+    assert parse_target("mine=http://127.0.0.1:1", digits).path == "/predict"
+    with pytest.raises(TargetError, match="picture and tensor"):
+        parse_inputs("picture,video")
+
+
+# --- answers
+
+
+def test_every_answer_is_checked(digits: Bundle) -> None:
+    wire = FastapiWire("digits", 1)
+    question = Question.all_of(digits, wire)[0]
+    check = AnswerCheck(wire)
+
+    def body(class_id: int, probability: float) -> bytes:
+        entry = {"label": str(class_id), "class_id": class_id, "probability": probability}
+        return json.dumps({"model": "digits", "version": 1, "predictions": [entry]}).encode()
+
+    right = body(question.class_id, question.probability)
+    for _ in range(2):  # the second time it is recognised
+        assert check.fault(question, 200, dict, right) == ""
+    other = body((question.class_id + 1) % 10, question.probability)
+    assert "wrong answer" in check.fault(question, 200, dict, other)
+    assert "wrong answer" in check.fault(question, 200, dict, body(question.class_id, question.probability - 0.01))
+    assert "HTTP 500" in check.fault(question, 500, dict, right)
+    assert "not a prediction" in check.fault(question, 200, dict, b"{}")
+    nothing = b'{"model": "digits", "version": 1, "predictions": []}'
+    assert "wrong answer" in check.fault(question, 200, dict, nothing)
+
+
+def test_pixels_are_the_pictures(digits: Bundle) -> None:
+    wire = TensorWire("/v2/models/digits_classifier", digits.manifest)
+    question = Question.all_of(digits, wire)[0]
+    head = int(question.request.headers["inference-header-content-length"])
+    assert json.loads(question.request.body[:head])["inputs"][0]["shape"] == [1, 3, 32, 32]
+    assert len(question.request.body) == head + 3 * 32 * 32
+    probabilities = digits.golden_probabilities()[0].astype("<f4").tobytes()
+    headers = {"inference-header-content-length": "2"}
+    check = AnswerCheck(wire)
+    assert check.fault(question, 200, lambda: headers, b"{}" + probabilities) == ""
+    assert "instead of 10" in check.fault(question, 200, lambda: headers, b"{}" + probabilities[:-4])
+    assert "HTTP 400" in check.fault(question, 400, dict, b"no")
 
 
 # --- result and report
@@ -141,174 +338,133 @@ def test_a_result_is_read_as_written(tmp_path: Path) -> None:
 
 
 def test_rows_join_the_rounds() -> None:
-    row = next(row for row in rows(result()) if (row.lane, row.concurrency) == ("triton", 4))
-    assert row.requests == 1400
-    assert row.requests_per_s == 700
-    assert row.p50_s == pytest.approx(0.0108, rel=0.01)
+    row = next(row for row in rows(result()) if (row.lane, row.load.loop.label) == ("triton", "4 at once"))
+    assert row.requests == 2100
+    assert row.requests_per_s.value == pytest.approx(700, rel=0.02)  # the last answers come too late
+    assert row.p50_s is not None
+    assert row.p50_s.value == pytest.approx(0.011, rel=0.01)
+    assert row.stages_s == pytest.approx({"decode": 0.0002, "inference": 0.0005})
+    assert row.missing_s == pytest.approx(row.mean_s - 0.0007)
+    assert row.cpu_ms_per_request == pytest.approx(500 / 700)
 
 
 def test_headlines() -> None:
-    fastapi, triton = headlines(result())
-    assert (fastapi.parity, fastapi.errors) == ("16 of 16", 0)
-    assert fastapi.single is not None
-    assert triton.single is not None
-    assert fastapi.single.p50_s is not None
-    assert triton.single.p50_s == pytest.approx(2 * fastapi.single.p50_s, rel=0.01)
+    spec = CeilingSpec(runtime="onnxruntime", precision="fp32", threads=1)
+    ceilings = tuple(Ceiling(spec=spec, round=round_, single=1400, batched=1000) for round_ in range(3))
+    settings = BenchSettings(price_per_hour=3.6)
+    content = {"ceiling_specs": {"fastapi": spec}, "ceilings": ceilings, "settings": settings}
+    fastapi, triton = headlines(result(**content))
+    assert (fastapi.parity, fastapi.errors, fastapi.invalid) == ("16 of 16", 0, 0)
+    assert fastapi.of_ceiling is not None
+    assert fastapi.of_ceiling.value == pytest.approx(0.5, rel=0.02)
+    assert triton.of_ceiling is None
+    assert fastapi.cost_per_million == pytest.approx(3.6 / 3600 / 700 * 1e6, rel=0.02)
+
+
+def test_invalid_runs_are_left_out_and_named() -> None:
+    loop = ClosedLoop(concurrency=4, duration_s=1)
+    busy = GeneratorHealth(cpu=0.99, lag_p50_ms=1, lag_p99_ms=5)
+    spoiled = run("fastapi", loop, 3, recording([9.0] * 700, health=busy))
+    row = next(row for row in rows(result(runs=(*result().runs, spoiled))) if row.load.loop == loop)
+    assert row.invalid == 1
+    assert row.max_s < 1
+    late = GeneratorHealth(cpu=0.5, lag_p50_ms=1, lag_p99_ms=5)
+    steady = OpenLoop.steady(700, 1)
+    assert "5.0 ms late" in run("fastapi", steady, 0, recording([0.01] * 700, health=late)).fault
+    assert run("fastapi", steady, 0, recording([1.0] * 700, health=late)).fault == ""  # a twentieth of a percent
+    assert "1 of 701 answers were wrong" in run("fastapi", loop, 0, recording([0.01] * 700, wrong=1)).fault
+    disturbed = resources(idle_cores={"triton": 0.6}, other_cores=0.9)
+    shared = run("fastapi", loop, 0, recording([0.01] * 700), resources=disturbed)
+    assert "triton used 0.60 cores" in shared.fault
+    assert "other processes of the machine used 0.9 cores" in shared.remark
+
+
+def test_wrong_in_the_middle_makes_the_result_unsound() -> None:
+    wrong = run("fastapi", ClosedLoop(concurrency=4, duration_s=1), 3, recording([0.01] * 700, wrong=3))
+    assert result().sound
+    assert not result(runs=(*result().runs, wrong)).sound
+    assert not result(lanes=(lane("fastapi", "00.png: wrong"),)).sound
+
+
+def _searched() -> Any:
+    """A result with every kind of scenario in it."""
+    slo = [
+        run(name, OpenLoop.steady(rate, 2), round_, recording([seconds] * 700, 2.0), "slo")
+        for name in ("fastapi", "triton")
+        for round_ in range(3)
+        for rate, seconds in ((300.0, 0.01), (400.0, 0.2))
+    ]
+    phases = tuple(Phase(rate=rate, duration_s=2) for rate in (100, 300, 100))
+    spike = run("fastapi", OpenLoop(phases=phases), 0, recording([0.01] * 600, 6.0), "spike")
+    soak = run("triton", OpenLoop.steady(100, 6), 0, recording([0.01] * 600, 6.0), "soak", resources=resources())
+    server = run("triton", OpenLoop.steady(100, 6), 0, recording([0.01] * 690, 6.0, failed=10), "server")
+    settings = BenchSettings(scenarios=(SingleStream(), Sweep(), Slo(slo_ms=50)))
+    return result(runs=(*result().runs, *slo, spike, soak, server), settings=settings)
 
 
 def test_the_report_is_one_file_that_needs_no_network(tmp_path: Path) -> None:
-    path = write_report(result(), tmp_path)
+    path = write_report(_searched(), tmp_path)
     html = path.read_text()
-    assert html.count("<svg") == 2
+    assert html.count("<svg") >= 8
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)""", re.sub(r"<svg.*?</svg>", "", html, flags=re.DOTALL))
     assert "url(http" not in html
     assert "@import" not in html
     assert "<script" not in html
-    for text in ("digits:1 behind fastapi, triton", "answered by fastapi in", "prefers-color-scheme: dark", "16 of 16"):
-        assert text in html
+    for text in (
+        "digits:1: fastapi, triton",
+        "answered by fastapi in",
+        "prefers-color-scheme: dark",
+        "16 of 16",
+        "p99 within 50 ms",
+        "The search for the highest rate",
+        "Spikes",
+        "Soaks",
+        "Where the time goes",
+        "What it costs",
+        "Latency against the offered rate",
+    ):
+        assert text in html, text
     markdown = (tmp_path / "report.md").read_text()
     assert "| fastapi | 16 of 16 |" in markdown
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
+    for table in re.findall(r"(?:^\|.*\|\n)+", markdown, re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
+    assert pictures
+    for picture in pictures:
         assert (tmp_path / picture).is_file()
 
 
 def test_faults_are_shown(tmp_path: Path) -> None:
-    wrong = Lane(
-        target=target("torchserve"), golden_pictures=16, max_abs_difference=None, faults=("00.png: <b>wrong</b>",)
-    )
-    lagging = Run(
-        lane="fastapi",
-        load=Load(scenario="sweep", concurrency=4, warmup_s=0, duration_s=1),
-        round=0,
-        started=datetime.now(UTC),
-        recording=recording([0.001], failed=3, cpu=0.99),
-    )
+    busy = GeneratorHealth(cpu=0.99, lag_p50_ms=1, lag_p99_ms=5)
+    lagging = run("fastapi", ClosedLoop(concurrency=4, duration_s=1), 0, recording([0.001], failed=3, health=busy))
+    wrong = lane("torchserve", "00.png: <b>wrong</b>")
     bad = result(lanes=(*result().lanes, wrong), runs=(*result().runs, lagging))
     assert bad.faults == [
         "torchserve was not timed: 00.png: <b>wrong</b>",
-        "fastapi, sweep x 4, round 1: the generator used 99% of its core",
+        "INVALID: fastapi, sweep, 4 at once, round 1: the generator was saturated: it used 99% of its core",
     ]
     html = write_report(bad, tmp_path).read_text()
     assert "FAILED" in html
     assert "&lt;b&gt;wrong" in html
-    assert "the generator used 99% of its core" in html
+    assert "the generator was saturated" in html
+    assert "1 lane(s) gave wrong answers" in html
+
+
+def test_a_tie_is_called_a_tie_and_two_rounds_are_too_few(tmp_path: Path) -> None:
+    runs = [one.model_copy(update={"lane": "triton"}) for one in result().runs if one.lane == "fastapi"]
+    twins = result(runs=(*(one for one in result().runs if one.lane == "fastapi"), *runs))
+    assert "a tie" in write_report(twins, tmp_path).read_text()
+    few = result(settings=BenchSettings(rounds=2), runs=tuple(one for one in result().runs if one.round < 2))
+    assert "too few to tell a difference from noise" in write_report(few, tmp_path).read_text()
 
 
 def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
     assert "No lane could be timed" in write_report(result(runs=(), lanes=()), tmp_path).read_text()
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(None, "too few"), (0.0001234, "0.12"), (0.0456, "45.6"), (1.5, "1500")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "too few"), (0.0001234, "0.12"), (0.0456, "45.6"), (1.5, "1500"), (Estimate(0.002, 1), "2.00")],
+)
 def test_milliseconds(seconds: float | None, text: str) -> None:
     assert milliseconds(seconds) == text
-
-
-# --- answers
-
-
-def test_every_answer_is_checked(digits: Bundle) -> None:
-    wire = FastapiWire("digits", 1)
-    question = Question.all_of(digits, wire)[0]
-    check = AnswerCheck(wire)
-
-    def body(class_id: int, probability: float) -> bytes:
-        entry = {"label": str(class_id), "class_id": class_id, "probability": probability}
-        return json.dumps({"model": "digits", "version": 1, "predictions": [entry]}).encode()
-
-    right = body(question.class_id, question.probability)
-    for _ in range(2):  # the second time it is recognised
-        assert check.fault(question, 200, {}, right) == ""
-    assert "wrong answer" in check.fault(question, 200, {}, body((question.class_id + 1) % 10, question.probability))
-    assert "wrong answer" in check.fault(question, 200, {}, body(question.class_id, question.probability - 0.01))
-    assert "HTTP 500" in check.fault(question, 500, {}, right)
-    assert "not a prediction" in check.fault(question, 200, {}, b"{}")
-
-
-# --- the generator
-
-
-@pytest.fixture
-def slow_server(digits: Bundle) -> Iterator[tuple[str, list[float]]]:
-    """Answers every picture rightly after 20 ms, but every tenth with 500. Notes when requests came."""
-    questions = {question.request.body: question for question in Question.all_of(digits, FastapiWire("digits", 1))}
-    came: list[float] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = 2**16  # headers and body in one packet, else they wait for each other (Nagle)
-
-        def do_POST(self) -> None:
-            question = questions[self.rfile.read(int(self.headers["content-length"]))]
-            came.append(time.monotonic())
-            time.sleep(0.02)
-            entry = {"label": question.label, "class_id": question.class_id, "probability": question.probability}
-            body = json.dumps({"model": "digits", "version": 1, "predictions": [entry]}).encode()
-            self.send_response(500 if len(came) % 10 == 0 else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", came
-    server.shutdown()
-    server.server_close()
-
-
-def generate(spec: GeneratorSpec) -> Recording:
-    done = subprocess.run(
-        [sys.executable, "-m", "loadtest.generator"],
-        input=spec.model_dump_json(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return Recording.model_validate_json(done.stdout)
-
-
-def test_the_generator_measures_what_happens(slow_server: tuple[str, list[float]], digits: Bundle) -> None:
-    url, _ = slow_server
-    load = Load(scenario="sweep", concurrency=3, warmup_s=0.3, duration_s=1.5)
-    measured = generate(GeneratorSpec(target=target(url=url), load=load, bundle=digits.path, timeout_s=5))
-    total = measured.answered + measured.failed
-    assert measured.seconds == pytest.approx(1.5, abs=0.1)
-    assert 100 < total <= 3 * 1.6 / 0.02
-    assert measured.failed == pytest.approx(total / 10, abs=5)
-    assert all(error.startswith("HTTP 500") for error in measured.errors)
-    p50 = percentile_s(merged([measured.latencies]), 50)
-    assert p50 is not None
-    assert 0.02 <= p50 < 0.06
-
-
-def test_nobody_listening_is_counted_as_errors(digits: Bundle) -> None:
-    load = Load(scenario="single-stream", concurrency=1, warmup_s=0, duration_s=0.3)
-    measured = generate(GeneratorSpec(target=target(), load=load, bundle=digits.path, timeout_s=1))
-    assert measured.answered == 0
-    assert measured.failed > 0
-    assert any("refused" in error for error in measured.errors)
-
-
-def test_a_lane_with_wrong_answers_is_not_timed(
-    slow_server: tuple[str, list[float]], other_weights: Bundle, digits: Bundle
-) -> None:
-    url, came = slow_server
-    measured = run_benchmark([target(url=url)], digits, BenchSettings(rounds=1, duration_s=0.2))
-    assert measured.runs == ()
-    assert "classes instead of 10" in measured.lanes[0].faults[0]
-    assert len(came) == len(digits.golden_pictures())  # the gate, and nothing else
-
-
-def test_bad_settings_name_their_flag() -> None:
-    from loadtest.console import bench_settings
-
-    assert bench_settings(rounds=None, concurrency=["2", "4"]).concurrency == (2, 4)
-    with pytest.raises(LoadtestError, match="--rounds"):
-        bench_settings(rounds=0)
-    with pytest.raises(LoadtestError, match="--scenarios"):
-        bench_settings(scenarios=["marathon"])

@@ -46,7 +46,8 @@ def test_locust_reads_the_flags_of_the_readme() -> None:
         [str(ROOT / ".venv/bin/locust"), *arguments, "--list"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert "LocustUser" in done.stdout
+    assert "ClosedLoop" in done.stdout
+    assert "OpenLoop" in done.stdout
 
 
 def test_the_tree_is_the_tree() -> None:

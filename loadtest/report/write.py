@@ -2,13 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from loadtest.report.plots import plots
+from loadtest.report.plots import plots, timelines
+from loadtest.report.tables import tables, with_interval
 from loadtest.report.verdict import verdict
 from loadtest.result import Result
+from loadtest.statistics import mean_of
 from loadtest.summary import headlines, milliseconds, rows
 
 HTML: Final = "report.html"
@@ -18,7 +20,7 @@ MARKDOWN: Final = "report.md"
 def write_report(result: Result, folder: Path) -> Path:
     """Write report.html, report.md and the plots into `folder`. Returns the path of the HTML."""
     drawn = plots(result)
-    files = {title: f"plot-{number}.svg" for number, title in enumerate(drawn, 1)}
+    files = {plot.title: f"plot-{number}.svg" for number, plot in enumerate(drawn, 1)}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -27,20 +29,55 @@ def write_report(result: Result, folder: Path) -> Path:
         autoescape=select_autoescape(["html.j2"]),
     )
     environment.filters["ms"] = milliseconds
+    environment.filters["estimate"] = with_interval
+    lines = headlines(result)
     content = {
         "result": result,
         "verdict": verdict(result),
-        "headlines": headlines(result),
+        "headlines": lines,
+        "slo": next((line.capacity for line in lines if line.capacity is not None and line.capacity.under_slo), None),
         "rows": rows(result),
+        "tables": tables(result),
         "plots": drawn,
         "plot_files": files,
+        "timelines": timelines(result),
+        "serving_groups": _serving_groups(result),
+        "ceilings": _ceilings(result),
+        "longest_lag_ms": max((run.recording.generator.lag_p99_ms for run in result.valid_runs), default=0.0),
+        "most_cpu": max((run.recording.generator.cpu for run in result.valid_runs), default=0.0),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for title, svg in drawn.items():
-        _replace(folder / files[title], svg)
-    for name in (HTML, MARKDOWN):
-        _replace(folder / name, environment.get_template(f"{name}.j2").render(content))
-    return folder / HTML
+    for plot in drawn:
+        _replace(folder / files[plot.title], plot.svg)
+    _replace(folder / MARKDOWN, environment.get_template(f"{MARKDOWN}.j2").render(content))
+    path = folder / HTML
+    _replace(path, environment.get_template(f"{HTML}.j2").render(content))
+    return path
+
+
+def _serving_groups(result: Result) -> list[tuple[dict[str, Any], list[str]]]:
+    """The servers' settings, each with the lanes that have them."""
+    groups: list[tuple[dict[str, Any], list[str]]] = []
+    for lane, serving in result.serving.items():
+        known = next((lanes for settings, lanes in groups if settings == serving), None)
+        if known is None:
+            groups.append((serving, [lane]))
+        else:
+            known.append(lane)
+    return groups
+
+
+def _ceilings(result: Result) -> list[str]:
+    """In a sentence each."""
+    sentences = []
+    for spec in dict.fromkeys(ceiling.spec for ceiling in result.ceilings):
+        own = [ceiling for ceiling in result.ceilings if ceiling.spec == spec]
+        single, batched = (mean_of([getattr(one, name) for one in own]) for name in ("single", "batched"))
+        sentences.append(
+            f"{spec.runtime}, {spec.precision}, {spec.workers} process(es) of {spec.threads} thread(s): "
+            f"{with_interval(single)} pictures/s one by one, {with_interval(batched)} in batches of {spec.max_batch_size}"
+        )
+    return sentences
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,20 +1,43 @@
-"""Scenarios: which load is put on a server. One module each; all of them give `Load`s, which the benchmark runs one at
-a time.
+"""Scenarios: which load is put on a server. One module each: its settings, and the loads that follow from them.
 
 The words are MLPerf LoadGen's (https://github.com/mlcommons/inference/tree/master/loadgen).
 """
 
-from collections.abc import Callable
-from typing import Final
+from typing import Annotated, Final
 
-from loadtest.scenarios.load import Load
-from loadtest.scenarios.single_stream import single_stream
-from loadtest.scenarios.sweep import sweep
-from loadtest.settings import BenchSettings, ScenarioName
+from pydantic import Field
 
-SCENARIOS: Final[dict[ScenarioName, Callable[[BenchSettings], list[Load]]]] = {
-    "single-stream": single_stream,
-    "sweep": sweep,
+from loadtest.scenarios.offline import Offline
+from loadtest.scenarios.scenario import Loads, Past, Scenario, Settings
+from loadtest.scenarios.server import Server
+from loadtest.scenarios.single_stream import SingleStream
+from loadtest.scenarios.slo import Slo
+from loadtest.scenarios.soak import Soak
+from loadtest.scenarios.spike import Spike
+from loadtest.scenarios.sweep import Sweep
+
+AnyScenario = Annotated[SingleStream | Sweep | Server | Slo | Offline | Spike | Soak, Field(discriminator="kind")]
+SCENARIOS: Final[dict[str, type[SingleStream | Sweep | Server | Slo | Offline | Spike | Soak]]] = {
+    "single-stream": SingleStream,
+    "sweep": Sweep,
+    "server": Server,
+    "slo": Slo,
+    "offline": Offline,
+    "spike": Spike,
+    "soak": Soak,
 }
 
-__all__ = ["SCENARIOS", "Load"]
+__all__ = [
+    "SCENARIOS",
+    "AnyScenario",
+    "Loads",
+    "Past",
+    "Scenario",
+    "Server",
+    "Settings",
+    "SingleStream",
+    "Slo",
+    "Soak",
+    "Spike",
+    "Sweep",
+]

@@ -1,9 +1,24 @@
 """single-stream: one request at a time. What a lone user feels."""
 
-from loadtest.scenarios.load import Load
-from loadtest.settings import BenchSettings
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from loadtest.load import ClosedLoop, Load
+from loadtest.scenarios.scenario import Loads, Past, Settings
 
 
-def single_stream(settings: BenchSettings) -> list[Load]:
-    """One load of concurrency 1."""
-    return [Load(scenario="single-stream", concurrency=1, warmup_s=settings.warmup_s, duration_s=settings.duration_s)]
+class SingleStream(Settings):
+    """Closed loop, one client."""
+
+    kind: Literal["single-stream"] = "single-stream"
+    duration_s: float = Field(default=5.0, gt=0, le=3600)
+
+    def loads(self, past: Sequence[Past]) -> Loads:
+        """One."""
+        yield Load(scenario=self.kind, loop=ClosedLoop(concurrency=1, duration_s=self.duration_s))
+
+    def estimate(self) -> int:
+        """One."""
+        return 1

@@ -1,12 +1,26 @@
 """sweep: a ladder of concurrencies. Where throughput ends and queueing begins."""
 
-from loadtest.scenarios.load import Load
-from loadtest.settings import BenchSettings
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from loadtest.load import ClosedLoop, Load
+from loadtest.scenarios.scenario import Loads, Past, Settings
 
 
-def sweep(settings: BenchSettings) -> list[Load]:
-    """One load per rung."""
-    return [
-        Load(scenario="sweep", concurrency=concurrency, warmup_s=settings.warmup_s, duration_s=settings.duration_s)
-        for concurrency in settings.concurrency
-    ]
+class Sweep(Settings):
+    """Closed loop, one load per rung."""
+
+    kind: Literal["sweep"] = "sweep"
+    concurrency: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(2, 4, 8, 16), min_length=1)
+    duration_s: float = Field(default=5.0, gt=0, le=3600)
+
+    def loads(self, past: Sequence[Past]) -> Loads:
+        """One per rung."""
+        for concurrency in self.concurrency:
+            yield Load(scenario=self.kind, loop=ClosedLoop(concurrency=concurrency, duration_s=self.duration_s))
+
+    def estimate(self) -> int:
+        """The rungs."""
+        return len(self.concurrency)

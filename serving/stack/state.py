@@ -52,6 +52,10 @@ class StackState(BaseModel):
         """Every server is ready."""
         return all(server.phase == "ready" for server in self.servers.values())
 
+    def pids(self) -> dict[str, tuple[int, ...]]:
+        """The leader of each server's processes."""
+        return {name: (server.pid,) for name, server in self.servers.items() if server.pid is not None}
+
     def endpoints(self) -> list[Endpoint]:
         """Where the ready servers answer."""
         return [

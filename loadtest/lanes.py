@@ -1,0 +1,205 @@
+"""From running servers, or addresses of any, to lanes: server x runtime x precision x protocol x what is sent."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Any, Final, Literal, get_args
+from urllib.parse import urlsplit
+
+import httpx
+
+from loadtest.benchmark import Lineup
+from loadtest.ceiling import CeilingSpec
+from loadtest.errors import TargetError
+from loadtest.resources import listening_pids
+from loadtest.targets import Target
+from serving.bundle import Bundle
+from serving.clients.golden import TOLERANCE
+from serving.clients.wire import triton_model
+from serving.server_plan import SERVERS, Endpoint, Protocol
+
+Input = Literal["picture", "tensor"]
+_TENSOR_SERVERS: Final = ("fastapi", "triton")
+_FORMATS: Final = {"onnxruntime": "onnx", "torchscript": "torchscript"}
+_TIMEOUT_S: Final = 10.0
+_LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Servers with one set of settings. `serving` are those, as JSON values; empty if they are somebody else's."""
+
+    endpoints: tuple[Endpoint, ...]
+    serving: Mapping[str, Any] = dataclass_field(default_factory=dict)
+    pids: Mapping[str, tuple[int, ...]] = dataclass_field(default_factory=dict)
+    api_key: str | None = None
+
+    def ceiling(self) -> CeilingSpec | None:
+        """What the same runtime would run in process, on the same cores."""
+        if not self.serving or self.serving["device"] != "cpu":
+            return None
+        cores = tuple(self.serving["cores"])
+        workers = self.serving["workers"]
+        available = len(cores) or len(os.sched_getaffinity(0))
+        return CeilingSpec(
+            runtime=self.serving["runtime"],
+            precision=self.serving["precision"],
+            threads=self.serving["threads"] or max(1, available // workers),
+            workers=workers,
+            max_batch_size=self.serving["max_batch_size"],
+            cores=cores,
+        )
+
+    def lanes(self, bundle: Bundle, protocols: Sequence[Protocol], inputs: Sequence[Input]) -> list[Target]:
+        """Every protocol that a server speaks; and pixels where it takes them, over HTTP."""
+        runtime, precision = (self.serving.get(key, "unknown") for key in ("runtime", "precision"))
+        manifest = bundle.manifest
+        known = [
+            artefact.tolerance
+            for artefact in manifest.artefacts
+            if (artefact.format, artefact.precision) == (_FORMATS.get(runtime), precision)
+        ]
+        lanes = []
+        for endpoint in self.endpoints:
+            more: dict[str, Any] = {"runtime": runtime, "precision": precision, "tolerance": max([TOLERANCE, *known])}
+            more["pids"] = self.pids.get(endpoint.server, ())
+            if "picture" in inputs:
+                spoken = [protocol for protocol in protocols if protocol in endpoint.protocols]
+                lanes += [Target.of(endpoint, bundle, protocol=protocol, **more) for protocol in spoken]
+            if "tensor" in inputs and "http" in protocols and endpoint.server in _TENSOR_SERVERS:
+                lanes.append(
+                    Target.of(endpoint, bundle, dialect="tensor", **self._tensor_model(endpoint, bundle), **more)
+                )
+        return lanes
+
+    def _tensor_model(self, endpoint: Endpoint, bundle: Bundle) -> dict[str, str]:
+        """Path and tensor names of the model that takes pixels."""
+        model, version = bundle.manifest.model, bundle.manifest.version
+        name = triton_model(model, version) if endpoint.server == "triton" else model
+        # What libtorch's backend needs its tensors to be called.
+        indexed = self.serving.get("triton_classifier") == "native" and self.serving.get("runtime") == "torchscript"
+        suffix = "__0" if indexed and endpoint.server == "triton" else ""
+        return {
+            "path": f"/v2/models/{name}_classifier/versions/{version}",
+            "input_name": f"image{suffix}",
+            "output_name": f"probabilities{suffix}",
+        }
+
+
+def lineup_of(
+    stacks: Sequence[Stack],
+    bundle: Bundle,
+    others: Sequence[Target] = (),
+    protocols: Sequence[Protocol] = ("http",),
+    inputs: Sequence[Input] = ("picture",),
+    server_cores: tuple[int, ...] = (),
+    generator_cores: tuple[int, ...] = (),
+) -> Lineup:
+    """All lanes of the stacks, and other targets.
+
+    Raises:
+        TargetError: there is none, or two have one name.
+    """
+    owned = [(lane, stack) for stack in stacks for lane in stack.lanes(bundle, protocols, inputs)]
+    lanes = named([*(lane for lane, _ in owned), *others])
+    if not lanes:
+        raise TargetError("no lane is left: no server here speaks what was asked for")
+    by_name = {lane.lane: stack for lane, (_, stack) in zip(lanes, owned, strict=False)}
+    ceilings = {name: spec for name, stack in by_name.items() if (spec := stack.ceiling()) is not None}
+    return Lineup(
+        targets=tuple(lanes),
+        bundle=bundle,
+        serving={name: dict(stack.serving) for name, stack in by_name.items()},
+        ceilings=ceilings,
+        server_cores=server_cores,
+        generator_cores=generator_cores,
+        api_key=next((stack.api_key for stack in stacks if stack.api_key), None),
+    )
+
+
+def parse_inputs(text: str) -> list[Input]:
+    """`picture`, `tensor`, or both with a comma.
+
+    Raises:
+        TargetError: something else.
+    """
+    names: list[Input] = [name for name in get_args(Input) if name in text.split(",")]
+    if len(names) != len(text.split(",")):
+        raise TargetError(f"--send {text!r}: there are picture and tensor")
+    return names
+
+
+def named(lanes: Sequence[Target]) -> list[Target]:
+    """The lanes with names that say in what they differ: `triton`, `triton torchscript`, `triton grpc`."""
+    ours = [lane for lane in lanes if lane.server in SERVERS]
+    runtimes = {lane.runtime for lane in ours}
+    precisions = {lane.precision for lane in ours}
+    result = []
+    for lane in lanes:
+        if lane.server not in SERVERS:  # named by its user
+            result.append(lane)
+            continue
+        words: list[str] = [lane.server]
+        words += [lane.runtime] if len(runtimes) > 1 else []
+        words += [lane.precision] if len(precisions) > 1 else []
+        words += ["grpc"] if lane.protocol == "grpc" else []
+        words += ["tensor"] if lane.input == "tensor" else []
+        result.append(lane.model_copy(update={"lane": " ".join(words)}))
+    twice = {lane.lane for lane in result if [other.lane for other in result].count(lane.lane) > 1}
+    if twice:
+        raise TargetError(f"two targets are named {', '.join(sorted(twice))}")
+    return result
+
+
+def parse_target(entry: str, bundle: Bundle) -> Target:
+    """`NAME=URL` of any server that serves the bundle's model.
+
+    By the URL's path: `.../v2/models/MODEL` speaks the Open Inference Protocol (what it takes is read from its metadata);
+    any other path (default `/predict`) takes a picture as the body of a POST and answers as Trident or TorchServe do.
+
+    Raises:
+        TargetError: it is something else, or cannot be asked.
+    """
+    name, _, url = entry.partition("=")
+    parts = urlsplit(url)
+    if not name or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise TargetError(f"--target {entry!r} is not NAME=URL (mine=http://127.0.0.1:9000/predict)")
+    base, manifest = f"{parts.scheme}://{parts.netloc}", bundle.manifest
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    content: dict[str, Any] = {
+        "lane": name,
+        "server": "another server",
+        "url": base,
+        "model": manifest.model,
+        "version": manifest.version,
+        "pids": listening_pids(port) if parts.hostname in _LOCAL else (),
+    }
+    before, is_protocol, model = parts.path.partition("/v2/models/")
+    if not is_protocol:
+        path = parts.path.rstrip("/") or "/predict"
+        return Target(**content, dialect="picture", path=path + (f"?{parts.query}" if parts.query else ""))
+    path = f"{before}/v2/models/{model.removesuffix('/infer').rstrip('/')}"
+    metadata = _metadata(f"{base}{path}", entry)
+    try:
+        (given,), output = metadata["inputs"], metadata["outputs"][0]
+        datatype, input_name, output_name = given["datatype"], given["name"], output["name"]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise TargetError(f"--target {entry}: a model with one input is needed, not {str(metadata)[:200]}") from error
+    if datatype == "UINT8":
+        names = {"input_name": input_name, "output_name": output_name}
+        return Target(**content, dialect="tensor", path=path, **names)
+    if datatype == "BYTES":
+        content |= {"url": f"{base}{before}", "model": path.rpartition("/v2/models/")[2]}
+        return Target(**content, dialect="triton")
+    raise TargetError(f"--target {entry}: it takes {datatype}; UINT8 pixels or BYTES of a picture can be sent")
+
+
+def _metadata(url: str, entry: str) -> dict[str, Any]:
+    try:
+        response = httpx.get(url, timeout=_TIMEOUT_S, trust_env=False)
+        response.raise_for_status()
+        metadata: dict[str, Any] = response.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise TargetError(f"--target {entry}: {url} gives no model metadata: {error}") from error
+    return metadata

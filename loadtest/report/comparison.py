@@ -1,0 +1,61 @@
+"""A comparison -> one HTML file: what became slower, a plot of every ratio with its interval, and the table."""
+
+import os
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from matplotlib.axes import Axes
+
+from loadtest.compare import Comparison
+from loadtest.report.canvas import INK, RED, svg
+from loadtest.result import Result
+
+_COLORS = {"slower": RED, "faster": "#4aa564", "same": INK}
+
+
+def comparison_verdict(comparison: Comparison) -> str:
+    """In a sentence."""
+    slower, faster = (
+        sorted({one.lane for one in comparison.differences if one.change == change}) for change in ("slower", "faster")
+    )
+    parts = []
+    if comparison.missing:
+        parts.append(f"{', '.join(comparison.missing)} could not be timed any more.")
+    if slower:
+        parts.append(f"{', '.join(slower)} became slower.")
+    if faster:
+        parts.append(f"{', '.join(faster)} became faster.")
+    return " ".join(parts) or "No difference beyond the noise."
+
+
+def write_comparison(comparison: Comparison, before: Result, after: Result, path: Path) -> Path:
+    """Write the HTML, whole or not at all."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=select_autoescape(["html.j2"]),
+    )
+    plot = svg(lambda axes: _forest(axes, comparison), height=1.0 + 0.22 * len(comparison.differences))
+    text = environment.get_template("comparison.html.j2").render(
+        comparison=comparison, before=before, after=after, verdict=comparison_verdict(comparison), plot=plot
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+    return path
+
+
+def _forest(axes: Axes, comparison: Comparison) -> None:
+    differences = list(reversed(comparison.differences))
+    for place, one in enumerate(differences):
+        color = _COLORS[one.change]
+        axes.plot([one.low, one.high], [place, place], color=color, linewidth=1.5)
+        axes.plot([one.ratio], [place], "o", color=color, markersize=4)
+    axes.axvline(1, color=INK, linewidth=1, linestyle="--")
+    axes.set_yticks(
+        range(len(differences)), [f"{one.lane}, {one.load.label}: {one.metric}" for one in differences], fontsize=7
+    )
+    axes.set_xlabel("B over A, with the interval of the test")

@@ -1,0 +1,108 @@
+"""What the report's tables hold beside the rows: searches, spikes, soaks, calibration; all as text, ready to show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loadtest.load import OpenLoop
+from loadtest.result import Result, Run
+from loadtest.scenarios import Slo
+from loadtest.scenarios.spike import recovery_s
+from loadtest.statistics import Estimate, min_samples
+from loadtest.summary import milliseconds
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its title, what to know, column names, cells."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    cells: Sequence[Sequence[str]]
+
+
+def tables(result: Result) -> list[Table]:
+    """Those for which there is data."""
+    found = [_search(result), _spikes(result), _soaks(result)]
+    return [table for table in found if table.cells]
+
+
+def with_interval(value: Estimate | None, unit: float = 1.0, digits: int = 3) -> str:
+    """`1.23 (1.20 to 1.31)`, or without the interval where there were too few rounds."""
+    if value is None:
+        return "too few"
+    text = f"{value.value * unit:.{digits}g}" if value.value * unit < 1000 else f"{value.value * unit:.0f}"
+    interval = value.interval
+    if interval is None:
+        return text
+    low, high = interval.low * unit, interval.high * unit
+    bounds = [f"{bound:.{digits}g}" if bound < 1000 else f"{bound:.0f}" for bound in (low, high)]
+    return f"{text} ({bounds[0]} to {bounds[1]})"
+
+
+def _search(result: Result) -> Table:
+    scenario = next((one for one in result.settings.scenarios if isinstance(one, Slo)), Slo())
+    cells = []
+    for run in _of(result, "slo"):
+        recording, loop = run.recording, run.load.loop
+        p99 = recording.percentile_ms(99) / 1000 if recording.answered >= min_samples(99) else None
+        answer = f"no answer ({run.fault})" if run.fault else "held" if scenario.held(recording) else "missed"
+        requests = recording.answered + recording.failed
+        cells.append(
+            (run.lane, str(run.round + 1), loop.label, str(requests), milliseconds(p99), str(recording.failed), answer)
+        )
+    columns = ("lane", "round", "offered", "requests", "p99 ms", "failed", "objective")
+    note = f"Bisection; the objective is p{scenario.percentile:g} of all requests within {scenario.slo_ms:g} ms."
+    return Table("The search for the highest rate", note, columns, cells)
+
+
+def _spikes(result: Result) -> Table:
+    cells = []
+    for run in _of(result, "spike"):
+        assert isinstance(run.load.loop, OpenLoop)
+        seconds = recovery_s(run.load.loop, run.recording)
+        recovered = f"{seconds:.1f} s" if seconds is not None else "not within the run"
+        longest = milliseconds(run.recording.max_latency_s)
+        cells.append((run.lane, str(run.round + 1), run.load.loop.label, longest, str(run.recording.failed), recovered))
+    columns = ("lane", "round", "offered", "max ms", "failed", "back to normal after")
+    note = (
+        "Back to normal: three stretches in a row without a failure and with a median of at most twice the one before; "
+        "counted from the end of the spike."
+    )
+    return Table("Spikes", note, columns, cells)
+
+
+def _soaks(result: Result) -> Table:
+    cells = []
+    for run in _of(result, "soak"):
+        line = run.recording.timeline
+        known = [(index * line.bin_s, p50) for index, p50 in enumerate(line.p50_ms) if p50 is not None]
+        drift = theil_sen(known) * 60 if len(known) > 2 else float("nan")
+        use = run.resources
+        memory = f"{use.memory_start_mib:.0f} → {use.memory_end_mib:.0f} MiB" if use is not None else "-"
+        cells.append(
+            (
+                run.lane,
+                str(run.round + 1),
+                run.load.loop.label,
+                f"{run.recording.seconds:.0f} s",
+                f"{drift:+.3g} ms",
+                memory,
+            )
+        )
+    columns = ("lane", "round", "offered", "length", "drift of the median per minute", "memory")
+    return Table("Soaks", "Drift: the Theil-Sen slope of the median latency.", columns, cells)
+
+
+def theil_sen(points: Sequence[tuple[float, float]]) -> float:
+    """The median of all pairs' slopes: outliers do not move it (Sen, 1968)."""
+    x, y = np.array(points, float).T
+    first, second = np.triu_indices(len(x), 1)
+    return float(np.median((y[second] - y[first]) / (x[second] - x[first])))
+
+
+def _of(result: Result, scenario: str) -> list[Run]:
+    runs = [run for run in result.runs if run.load.scenario == scenario and not run.load.probe and not run.repeated]
+    return sorted(runs, key=lambda run: (run.lane, run.round))

@@ -1,0 +1,82 @@
+"""slo: the highest rate of Poisson arrivals at which the latency objective still holds, by search."""
+
+import math
+from collections.abc import Generator, Sequence
+from typing import Final, Literal
+
+from pydantic import Field
+
+from loadtest.generator.recording import Recording
+from loadtest.load import Load, OpenLoop
+from loadtest.scenarios.scenario import Loads, Past, Settings, capacity
+from loadtest.statistics import min_samples
+
+_MARGIN: Final = 1.1  # more arrivals than needed, because their number is random
+_LONGEST_PROBE_S: Final = 120.0
+
+
+class Slo(Settings):
+    """p`percentile` of all requests, counted from their scheduled arrival, within `slo_ms`. A failed request misses it.
+
+    Bisection of the rate to within `resolution`; every probe is at least `duration_s` long, and long enough for its
+    percentile to be told (662 requests for p99).
+    """
+
+    kind: Literal["slo"] = "slo"
+    slo_ms: float = Field(default=50.0, gt=0)
+    percentile: float = Field(default=99.0, gt=0, lt=100)
+    resolution: float = Field(default=0.08, gt=0, lt=1)
+    duration_s: float = Field(default=3.0, gt=0, le=3600)
+
+    def loads(self, past: Sequence[Past]) -> Loads:
+        """Probes. Later rounds begin around what the ones before found."""
+        found = self.highest([(one.load, one.recording) for one in past])
+        if found:
+            low, high, rate = 0.0, math.inf, found
+        else:
+            most = yield from capacity(self.kind, past)
+            low, high, rate = 0.0, math.inf, most * 0.8
+        step = 1.25
+        while rate > 0.05 and (math.isinf(high) or high > low * (1 + self.resolution)):
+            held = yield from self._probe(rate)
+            if held:
+                low = rate
+            else:
+                high = rate
+            if math.isinf(high):
+                rate = low * step
+            elif low == 0:
+                rate, step = high / step, step * 1.25
+            else:
+                rate = math.sqrt(low * high)
+
+    def _probe(self, rate: float) -> Generator[Load, Recording, bool]:
+        rate = float(f"{rate:.4g}")
+        duration_s = max(self.duration_s, min(_LONGEST_PROBE_S, min_samples(self.percentile) * _MARGIN / rate))
+        recording = yield Load(scenario=self.kind, loop=OpenLoop.steady(rate, duration_s))
+        return self.held(recording)
+
+    def held(self, recording: Recording) -> bool:
+        """Whether the objective held: the share of requests, failed ones included, that missed it is small enough."""
+        total = recording.answered + recording.failed
+        if not recording.answered or recording.fault(open_loop=True):
+            return False
+        may_miss = total * (1 - self.percentile / 100) - recording.failed
+        if may_miss < 0:
+            return False
+        return recording.percentile_ms(100 * (1 - may_miss / recording.answered)) <= self.slo_ms
+
+    def highest(self, probes: Sequence[tuple[Load, Recording]]) -> float:
+        """The highest rate at which it held and above which, up to the next failure, it did not fail; 0: none.
+
+        Noise may let a rate pass above one that failed; then the lower one counts.
+        """
+        open_loops = [
+            (load.loop.rate, self.held(recording)) for load, recording in probes if isinstance(load.loop, OpenLoop)
+        ]
+        lowest_failure = min((rate for rate, held in open_loops if not held), default=math.inf)
+        return max((rate for rate, held in open_loops if held and rate < lowest_failure), default=0.0)
+
+    def estimate(self) -> int:
+        """A capacity probe and some six of the search."""
+        return 7
