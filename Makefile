@@ -50,6 +50,13 @@ bench-overhead: setup $(PEERS_VENV)/.ready  ## the FastAPI service against its c
 soak: setup  ## 200,000 requests to the FastAPI service, some of them bad
 	@$(BIN)/python -m loadtest.overhead.soak $(ARGS)
 
+bench-training: setup  ## seconds per epoch against a plain loop; what bf16, channels_last and compile give
+	@$(BIN)/python -m training.benchmark.speed $(ARGS)
+
+bench-int8: setup  ## EfficientNet-Lite0 in int8 and fp16 against fp32: speed and agreement
+	@$(BIN)/trident import efficientnet_lite0 --precisions int8,int8-dynamic,fp16 --max-accuracy-drop 0.2
+	@$(BIN)/python -m training.benchmark.int8 $(ARGS)
+
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -66,4 +73,4 @@ clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
 	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) artifacts mlruns .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-integration test-all truth bench-overhead soak lint format lock clean
+.PHONY: help setup demo test test-integration test-all truth bench-overhead bench-training bench-int8 soak lint format lock clean

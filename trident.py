@@ -143,6 +143,31 @@ def train(
     train_run(given, run_dir, resume=resume, profile=profile, tune_loader=tune_loader)
 
 
+@app.command(rich_help_panel="Model", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sweep(
+    context: typer.Context,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid", metavar="FLAG=VALUE,VALUE", help="A flag of `trident train` and its values (repeatable)."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every combination.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 2,
+    sweep_dir: Annotated[
+        Path | None, typer.Option(help="Where it is kept, and gone on with; default: artifacts/sweeps/<time>.")
+    ] = None,
+) -> None:
+    """Train every combination of some settings, and compare. All other flags go to `trident train`.
+
+    [dim]trident sweep --grid optimizer=adam,adamw --grid schedule=cosine,onecycle --seeds 3 --epochs 10[/]
+    [dim]trident sweep --seeds 5[/]     how sure the default is
+    """
+    from training.console import sweep_run
+
+    sweep_run(grid or [], seeds, jobs, context.args, sweep_dir)
+
+
 @app.command(rich_help_panel="Model")
 def export(
     checkpoint: Annotated[

@@ -1,12 +1,17 @@
 """Bundles that many tests share: made once per run, by the real training and export."""
 
 import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from serving.bundle import Bundle
 from serving.settings import ServingSettings
+
+Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +58,23 @@ def other_weights(digits: Bundle, bundles: Path, tmp_path_factory: pytest.TempPa
 def settings(digits: Bundle, bundles: Path) -> ServingSettings:
     """Settings that serve `digits:1` in one thread."""
     return ServingSettings(bundles=bundles, models=("digits:1",), threads=1)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
+    """Run a command in this process, in an empty folder: its exit code, and all that it said."""
+    import trident as front_door
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["trident", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            front_door.main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out + shown.err
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)

@@ -1,20 +1,19 @@
 """The command line: a few commands as processes of their own, the many short ones in this process."""
 
 import json
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import trident as front_door
 from serving.bundle import Bundle
 from tests.workplace import trident
 
 COMMANDS = [
     "train",
+    "sweep",
     "export",
     "import",
     "bundles",
@@ -32,24 +31,6 @@ COMMANDS = [
 
 
 Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
-    """Run a command in this process, in an empty folder: its exit code, and all that it said."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["trident", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            front_door.main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out + shown.err
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 them runs.
 """
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -155,6 +156,40 @@ def show_dataset(dataset: "Dataset") -> None:
         console.print(
             f"[yellow]{dataset.labels[rarest]} is rare: accuracy alone will hide it; look at the report's accuracy per class[/]"
         )
+
+
+def sweep_run(grid: list[str], seeds: int, jobs: int, common: list[str], folder: Path | None) -> None:
+    """Run a grid, and show the table and the plot's place.
+
+    Raises:
+        TrainingError: the grid is malformed, or a run failed.
+    """
+    from training.sweep import plot, run_trials, summarised, trials
+
+    chosen = trials(grid, seeds)
+    folder = folder or Path("artifacts/sweeps") / f"{datetime.now():%Y%m%d-%H%M%S}"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {}
+    bar = Progress(
+        SpinnerColumn(), TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )
+    with bar, closing(run_trials(chosen, common, folder, jobs)) as ended:
+        task = bar.add_task("runs", total=len(chosen))
+        for trial, result in ended:
+            results[trial] = result
+            bar.update(task, advance=1)
+            _say(f"{trial.name}, seed {trial.seed}: test accuracy {result['test_accuracy']:.2%}")
+    outcomes = summarised(results, folder)
+    plot(outcomes, folder / "sweep.svg")
+    table = Table(
+        "settings", "seeds", "test accuracy", "deviation", "lowest", "s per run", box=None, header_style="dim"
+    )
+    for outcome in outcomes:
+        deviation = f"{100 * outcome.deviation:.2f}" if seeds > 1 else ""
+        accuracy, lowest = f"{outcome.accuracy:.2%}", f"{min(outcome.accuracies):.2%}"
+        table.add_row(outcome.name, str(seeds), accuracy, deviation, lowest, f"{outcome.seconds:.0f}")
+    console.print(table)
+    _say(f"{folder / 'sweep.json'} {folder / 'sweep.svg'}")
 
 
 def export_run(

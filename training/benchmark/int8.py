@@ -1,0 +1,105 @@
+"""`python -m training.benchmark.int8`: the lower precisions of an imported model against fp32, on this processor.
+
+The pictures are crops of scikit-image's and scikit-learn's photographs that the calibration did not see, some of them
+mirrored, darkened or blurred. Times are medians of interleaved rounds in onnxruntime.
+"""
+
+import argparse
+import io
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from rich.console import Console
+from rich.table import Table
+
+from serving.bundle import find_bundle
+from serving.manifest import Precision
+from serving.preprocess import preprocess
+from training.export import in_batches
+from training.formats import read_onnx
+from training.pretrained import crops, photographs
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", help="MODEL or MODEL:VERSION with an int8 file; default: the newest efficientnet_lite0"
+    )
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    bundle = find_bundle(given.model or "efficientnet_lite0")
+    files = {a.precision: bundle.file(a) for a in bundle.manifest.artefacts if a.format == "onnx"}
+    pictures = photographs()
+    pixels = np.concatenate(
+        [
+            crops(pictures, bundle.manifest.input, seed=2, of_each=16),
+            crops([(name, _changed(data, name)) for name, data in pictures], bundle.manifest.input, seed=3, of_each=8),
+        ]
+    )
+    models = {precision: read_onnx(path, given.threads) for precision, path in files.items()}
+    answers = {precision: in_batches(model, pixels) for precision, model in models.items()}
+    whole = np.stack([preprocess(data, bundle.manifest.input) for _, data in pictures])
+    of_whole = {precision: in_batches(model, whole) for precision, model in models.items()}
+    sure = answers["fp32"].max(1) >= 0.5
+    seconds: dict[tuple[Precision, int], list[float]] = {(name, size): [] for name in models for size in (1, 8)}
+    for round_ in range(given.rounds + 2):
+        for (name, size), times in seconds.items():
+            started = time.perf_counter()
+            models[name](pixels[:size])
+            if round_ >= 2:
+                times.append(time.perf_counter() - started)
+    console = Console()
+    console.print(
+        f"{bundle.name}, {given.threads} thread(s), onnxruntime {onnxruntime.__version__}, {_processor()}\n"
+        f"{len(pixels)} crops, of which fp32 is sure (>= 0.5) of {sure.sum()}; {len(whole)} whole photographs"
+    )
+    table = Table(
+        "onnx", "MiB", "ms, batch 1", "speed-up", "ms, batch 8", "speed-up", "top-1 agreement", "of the sure", "whole",
+        box=None, header_style="dim",
+    )  # fmt: skip
+    for name, path in files.items():
+        ms = {size: median(seconds[name, size]) * 1000 for size in (1, 8)}
+        gain = {size: median(seconds["fp32", size]) / median(seconds[name, size]) for size in (1, 8)}
+        same = answers[name].argmax(1) == answers["fp32"].argmax(1)
+        same_whole = of_whole[name].argmax(1) == of_whole["fp32"].argmax(1)
+        table.add_row(
+            name,
+            f"{path.stat().st_size / 2**20:.1f}",
+            f"{ms[1]:.1f}",
+            f"{gain[1]:.2f}",
+            f"{ms[8]:.1f}",
+            f"{gain[8]:.2f}",
+            f"{same.mean():.1%}",
+            f"{same[sure].mean():.1%}",
+            f"{same_whole.sum()} of {len(whole)}",
+        )
+    console.print(table)
+
+
+def _changed(data: bytes, name: str) -> bytes:
+    """A photograph mirrored, darker and slightly blurred."""
+    image = ImageOps.mirror(Image.open(io.BytesIO(data)).convert("RGB"))
+    image = ImageEnhance.Brightness(image).enhance(0.7 if len(name) % 2 else 1.2).filter(ImageFilter.GaussianBlur(1))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _processor() -> str:
+    """The processor's name, and which of the instructions for int8 it has."""
+    text = Path("/proc/cpuinfo").read_text()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    flags = set((fields.get("flags") or fields.get("Features", "")).split())
+    return f"{fields.get('model name', 'unknown processor')} with {', '.join(i for i in INSTRUCTIONS if i in flags)}"
+
+
+if __name__ == "__main__":
+    main()

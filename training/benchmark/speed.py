@@ -1,0 +1,84 @@
+"""`python -m training.benchmark.speed`: seconds per epoch of the trainer, relative to a plain loop.
+
+Every round trains every contestant from the start, in a new random order; epochs after the first count (the first one
+compiles and fills caches). Ratios are of medians.
+"""
+
+import argparse
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from training.benchmark.plain_loop import train_plainly
+from training.datasets import Dataset, load_dataset
+from training.settings import TrainSettings
+from training.trainer import EpochResult, Trainer
+
+Contestant = Callable[[TrainSettings, Dataset], list[float]]
+
+
+class _Silent:
+    def batch_done(self, epoch: int, loss: float) -> None:
+        """Nothing is shown."""
+
+    def epoch_done(self, result: EpochResult, *, best: bool) -> None:
+        """Nothing is shown."""
+
+
+def _trainer(**options: object) -> Contestant:
+    def train(settings: TrainSettings, dataset: Dataset) -> list[float]:
+        settings = settings.model_copy(update={"channels_last": False} | options)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(settings, dataset, Path(folder), _Silent())
+            trainer.fit()
+        return [result.seconds for result in trainer.results]
+
+    return train
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "plain loop": train_plainly,
+    "trident, the same settings": _trainer(),
+    "trident, channels_last": _trainer(channels_last=True),
+    "trident, bf16": _trainer(precision="bf16"),
+    "trident, channels_last, bf16": _trainer(channels_last=True, precision="bf16"),
+    "trident, channels_last, compile": _trainer(channels_last=True, compile=True),
+}
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="simple_cnn")
+    parser.add_argument("--epochs", type=int, default=3, help="per round and contestant; the first one does not count")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="contestants whose names contain this (the plain loop always runs)")
+    given = parser.parse_args()
+    settings = TrainSettings(model=given.model, epochs=max(2, given.epochs))
+    dataset = load_dataset(settings)
+    chosen = {name: run for name, run in CONTESTANTS.items() if given.only in name or name == "plain loop"}
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    console, order = Console(), random.Random(0)  # noqa: S311 - an order, not a secret
+    with console.status("measuring") as status:
+        for round_ in range(given.rounds):
+            for name in order.sample(list(chosen), len(chosen)):
+                status.update(f"round {round_ + 1} of {given.rounds}: {name}")
+                seconds[name] += chosen[name](settings, dataset)[1:]
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    console.print(f"{settings.model} on digits, {threads} threads, {capability}, torch {torch.__version__}")
+    table = Table("", "s per epoch", "lowest to highest", "speed", "n", box=None, header_style="dim")
+    plain = median(seconds["plain loop"])
+    for name, values in seconds.items():
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        table.add_row(name, f"{median(values):.2f}", spread, f"{plain / median(values):.2f}", str(len(values)))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
