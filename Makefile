@@ -44,6 +44,13 @@ test-all: setup  ## every test that this machine can run
 truth: setup  ## is the load test right? against simulation, queueing theory and wrk
 	@$(BIN)/python -m loadtest.truth $(ARGS)
 
+# Commands are run under $(QUIET), if there is a way to keep the machine quiet for them.
+LANES := --runtime onnxruntime,torchscript --protocol http,grpc --send picture,tensor
+results: setup  ## the benchmarks of docs/results again (ten minutes; nothing else should run)
+	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits.toml $(LANES) --out docs/results/digits
+	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits-slo.toml --out docs/results/digits-slo
+	$(QUIET) $(BIN)/trident bench --model efficientnet_lite0 --file docs/results/efficientnet_lite0.toml $(LANES) --out docs/results/efficientnet_lite0
+
 bench-overhead: setup $(PEERS_VENV)/.ready  ## the FastAPI service against its ceiling, mosec, LitServe and BentoML
 	@$(BIN)/python -m loadtest.overhead.run --peers $(PEERS_VENV)/bin/python $(ARGS)
 

@@ -149,13 +149,10 @@ def show_headlines(result: Result) -> None:
     table = Table(title=title, title_justify="left", box=None, header_style="dim")
     columns = ["server", "parity", "p50 ms", "p95 ms", "p99 ms", "requests/s", "errors"]
     columns[6:6] = [f"requests/s, {slo.condition}"] if slo is not None else []
-    columns[-1:-1] = ["of ceiling"] if any(line.of_ceiling is not None for line in lines) else []
     for column in columns:
         table.add_column(column, justify="left" if column in ("server", "parity") else "right")
     for line in lines:
         cells = _cells(line, slo is not None)
-        if "of ceiling" in columns:
-            cells.append(f"{line.of_ceiling.value:.0%}" if line.of_ceiling is not None else "-")
         parity = Text(line.parity, "bold red" if line.parity == "FAILED" else "green")
         table.add_row(line.lane, parity, *cells, str(line.errors))
     console.print(table)

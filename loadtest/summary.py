@@ -121,13 +121,14 @@ def slo_capacity(result: Result, lane: str) -> Capacity | None:
         return None
     found = []
     for round_ in range(result.settings.rounds):
-        probes = [
-            (run.load, run.recording)
+        runs = [
+            run
             for run in result.runs
             if (run.lane, run.round, run.load.scenario) == (lane, round_, "slo") and not run.repeated
         ]
-        if probes:
-            found.append(scenario.highest(probes))
+        rate = scenario.highest([(run.load, run.recording) for run in runs])
+        if rate or (runs and not any(run.fault for run in runs)):  # a search that was cut short found nothing out
+            found.append(rate)
     if not found or not any(found):
         return None
     return Capacity(mean_of(found), True, f"p{scenario.percentile:g} within {scenario.slo_ms:g} ms")

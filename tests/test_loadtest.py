@@ -176,6 +176,17 @@ def test_slo_gives_up_on_a_server_that_never_holds() -> None:
     assert slo.highest(_drive(slo, _server_with(100))) == 0
 
 
+def test_slo_ends_when_a_probe_says_nothing() -> None:
+    late = GeneratorHealth(cpu=0.2, lag_p50_ms=5, lag_p99_ms=50)
+
+    def answer(load: Load) -> Recording:
+        return _server_with(400)(load).model_copy(update={"generator": late})
+
+    done = _drive(Slo(slo_ms=50), answer)
+    assert len(done) == 2
+    assert Slo(slo_ms=50).highest(done) == 0
+
+
 def test_server_takes_its_shares_of_the_first_rounds_capacity_in_every_round() -> None:
     first = _drive(Server(shares=(0.5, 0.9)), _server_with(200))
     assert first[0][0].probe

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from loadtest.report.plots import plots, timelines
 from loadtest.report.tables import tables, with_interval
 from loadtest.report.verdict import verdict
 from loadtest.result import Result
-from loadtest.statistics import mean_of
+from loadtest.statistics import Estimate, mean_of
 from loadtest.summary import headlines, milliseconds, rows
 
 HTML: Final = "report.html"
@@ -30,6 +31,7 @@ def write_report(result: Result, folder: Path) -> Path:
     )
     environment.filters["ms"] = milliseconds
     environment.filters["estimate"] = with_interval
+    environment.filters["stacked"] = _stacked
     lines = headlines(result)
     content = {
         "result": result,
@@ -53,6 +55,14 @@ def write_report(result: Result, folder: Path) -> Path:
     path = folder / HTML
     _replace(path, environment.get_template(f"{HTML}.j2").render(content))
     return path
+
+
+def _stacked(value: Estimate | None, unit: float = 1.0) -> Markup:
+    """A value with its interval below it, for the HTML's narrow columns."""
+    text, bracket, interval = with_interval(value, unit).partition(" (")
+    return (
+        Markup("{}<br><small>{}</small>").format(text, interval.rstrip(")")) if bracket else Markup("{}").format(text)
+    )
 
 
 def _serving_groups(result: Result) -> list[tuple[dict[str, Any], list[str]]]:

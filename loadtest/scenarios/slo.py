@@ -1,7 +1,7 @@
 """slo: the highest rate of Poisson arrivals at which the latency objective still holds, by search."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from pydantic import Field
@@ -13,6 +13,7 @@ from loadtest.statistics import min_samples
 
 _MARGIN: Final = 1.1  # more arrivals than needed, because their number is random
 _LONGEST_PROBE_S: Final = 120.0
+_LOWEST_SHARE: Final = 0.02  # of the rate at which the search begins
 
 
 class Slo(Settings):
@@ -36,10 +37,12 @@ class Slo(Settings):
         else:
             most = yield from capacity(self.kind, past)
             low, high, rate = 0.0, math.inf, most * 0.8
-        step = 1.25
-        while rate > 0.05 and (math.isinf(high) or high > low * (1 + self.resolution)):
-            held = yield from self._probe(rate)
-            if held:
+        lowest, step = rate * _LOWEST_SHARE, 1.25
+        while rate > lowest and (math.isinf(high) or high > low * (1 + self.resolution)):
+            recording = yield self._probe(rate)
+            if recording.fault(open_loop=True):
+                return  # it says nothing about the server, or the server is wrong
+            if self.held(recording):
                 low = rate
             else:
                 high = rate
@@ -50,16 +53,15 @@ class Slo(Settings):
             else:
                 rate = math.sqrt(low * high)
 
-    def _probe(self, rate: float) -> Generator[Load, Recording, bool]:
+    def _probe(self, rate: float) -> Load:
         rate = float(f"{rate:.4g}")
         duration_s = max(self.duration_s, min(_LONGEST_PROBE_S, min_samples(self.percentile) * _MARGIN / rate))
-        recording = yield Load(scenario=self.kind, loop=OpenLoop.steady(rate, duration_s))
-        return self.held(recording)
+        return Load(scenario=self.kind, loop=OpenLoop.steady(rate, duration_s))
 
     def held(self, recording: Recording) -> bool:
         """Whether the objective held: the share of requests, failed ones included, that missed it is small enough."""
         total = recording.answered + recording.failed
-        if not recording.answered or recording.fault(open_loop=True):
+        if not recording.answered:
             return False
         may_miss = total * (1 - self.percentile / 100) - recording.failed
         if may_miss < 0:
@@ -72,7 +74,9 @@ class Slo(Settings):
         Noise may let a rate pass above one that failed; then the lower one counts.
         """
         open_loops = [
-            (load.loop.rate, self.held(recording)) for load, recording in probes if isinstance(load.loop, OpenLoop)
+            (load.loop.rate, self.held(recording))
+            for load, recording in probes
+            if isinstance(load.loop, OpenLoop) and not recording.fault(open_loop=True)
         ]
         lowest_failure = min((rate for rate, held in open_loops if not held), default=math.inf)
         return max((rate for rate, held in open_loops if held and rate < lowest_failure), default=0.0)
