@@ -51,6 +51,17 @@ results: setup  ## the benchmarks of docs/results again (ten minutes; nothing el
 	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits-slo.toml --out docs/results/digits-slo
 	$(QUIET) $(BIN)/trident bench --model efficientnet_lite0 --file docs/results/efficientnet_lite0.toml $(LANES) --out docs/results/efficientnet_lite0
 
+compose-up:  ## the whole stack in containers, built and healthy (docker compose)
+	@docker compose --profile loadtest --profile locust build
+	@docker compose up -d --wait $(ARGS)
+	@docker compose port edge 8080 | sed 's|.*|try  curl -F file=@picture.png http://&/predict  or open http://&/grafana/|'
+
+compose-down:  ## stop the containers and remove what they kept (bundles, reports, metrics)
+	@docker compose --profile loadtest --profile locust down -v --remove-orphans
+
+compose-test: setup  ## the container stack from nothing to nothing, tried for real
+	@$(BIN)/pytest -m docker tests/test_compose.py tests/test_compose_files.py $(ARGS)
+
 bench-overhead: setup $(PEERS_VENV)/.ready  ## the FastAPI service against its ceiling, mosec, LitServe and BentoML
 	@$(BIN)/python -m loadtest.overhead.run --peers $(PEERS_VENV)/bin/python $(ARGS)
 
@@ -80,4 +91,4 @@ clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
 	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) artifacts mlruns .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-integration test-all truth bench-overhead bench-training bench-int8 soak lint format lock clean
+.PHONY: help setup demo test test-integration test-all truth compose-up compose-down compose-test bench-overhead bench-training bench-int8 soak lint format lock clean

@@ -49,7 +49,12 @@ ModelOption = Annotated[
 ]
 UrlOption = Annotated[
     list[str] | None,
-    typer.Option("--url", metavar="SERVER=URL", help="Ask this address, not the local stack (repeatable)."),
+    typer.Option(
+        "--url",
+        metavar="SERVER=URL",
+        envvar="SERVER_URLS",
+        help="Ask this address, not the local stack (repeatable; in the environment with spaces).",
+    ),
 ]
 
 

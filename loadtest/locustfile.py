@@ -6,7 +6,8 @@
 Closed loop: a user is a client that waits for its answers. Open loop: a user is a source of `--rate-per-user` Poisson
 arrivals per second, so the number of users sets the offered rate. Latency counts from the scheduled arrival. The
 pictures are the golden ones of the model's newest bundle, and every answer is checked. (GEVENT_BACKEND=select makes
-timers exact to 0.1 ms instead of 1 ms.)
+timers exact to 0.1 ms instead of 1 ms.) Beside the web UI, /metrics is for Prometheus; of master and workers, the
+master has it.
 """
 
 import functools
@@ -28,7 +29,9 @@ DEFAULT_HOST = "http://127.0.0.1:8000"
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _add_arguments(parser: Any) -> None:
-    parser.add_argument("--server", choices=SERVERS, default="fastapi", help="whose protocol --host speaks")
+    parser.add_argument(
+        "--server", choices=SERVERS, default="fastapi", env_var="LOCUST_SERVER", help="whose protocol --host speaks"
+    )
     parser.add_argument("--protocol", choices=["http", "grpc"], default="http")
     parser.add_argument("--grpc-address", default="", help="host:port, for --protocol grpc")
     parser.add_argument("--send", choices=["picture", "tensor"], default="picture")
@@ -94,3 +97,24 @@ def _choose(environment: Environment, **_: Any) -> None:
     """One of the two, by `--loop`."""
     options = environment.parsed_options
     environment.user_classes = [OpenLoop if options is not None and options.loop == "open" else ClosedLoop]
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def _publish_metrics(environment: Any, **_: Any) -> None:
+    if environment.web_ui is not None:
+        environment.web_ui.app.add_url_rule("/metrics", "metrics", lambda: _exposition(environment.runner))
+
+
+def _exposition(runner: Any) -> tuple[str, dict[str, str]]:
+    """Locust's totals, in Prometheus' text format."""
+    total = runner.stats.total
+    samples = {
+        "locust_workers": getattr(runner, "worker_count", 0),
+        "locust_users": runner.user_count,
+        "locust_requests_total": total.num_requests,
+        "locust_failures_total": total.num_failures,
+    }
+    for quantile in (0.5, 0.95, 0.99):
+        seconds = (total.get_current_response_time_percentile(quantile) or 0) / 1000
+        samples[f'locust_response_seconds{{quantile="{quantile}"}}'] = seconds
+    return "".join(f"{name} {value}\n" for name, value in samples.items()), {"content-type": "text/plain"}

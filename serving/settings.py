@@ -5,6 +5,7 @@ default. Unknown keys are refused wherever they stand.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -97,6 +98,11 @@ class ServingSettings(BaseSettings):
         default=REPOSITORY / ".venv-triton/bin/python", description="the environment of Triton, whose numpy is older"
     )
 
+    triton_home: Path | None = Field(
+        default=None,
+        description="a Triton as in the public image (/opt/tritonserver); empty: the one in triton_python's environment",
+    )
+
     host: str = "127.0.0.1"
     ports: Ports = Ports()
 
@@ -129,6 +135,7 @@ class ServingSettings(BaseSettings):
         return {
             f"{ENV_PREFIX}{key.upper()}": value if isinstance(value, str) else json.dumps(value)
             for key, value in values.items()
+            if value is not None
         }
 
 
@@ -151,10 +158,18 @@ def load_settings(**given: Any) -> ServingSettings:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its CPU set, and the container's quota (cgroup v2, rounded up)."""
+    """Cores that this process may use: its CPU set, and the container's quota (cgroup v2 or v1, rounded up)."""
     cores = len(os.sched_getaffinity(0))
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
+        quota, period = (float(value) for value in _cpu_quota())
+    except (OSError, ValueError):  # not in a container, or without a quota ("max")
         return cores
+    return max(1, min(cores, math.ceil(quota / period))) if quota > 0 else cores
+
+
+def _cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> tuple[str, str]:
+    """Quota and period as the kernel writes them, in microseconds."""
+    if (root / "cpu.max").exists():
+        quota, period = (root / "cpu.max").read_text().split()
+        return quota, period
+    return (root / "cpu/cpu.cfs_quota_us").read_text(), (root / "cpu/cpu.cfs_period_us").read_text()

@@ -53,7 +53,7 @@ def test_locust_reads_the_flags_of_the_readme() -> None:
 def test_the_tree_is_the_tree() -> None:
     (tree,) = re.findall(r"\n\n(    README\.md.*?)\n\n", README, re.DOTALL)
     listed = {word.rstrip("/") for line in tree.splitlines() for word in line[4:28].split()}
-    listed |= {"constraints-triton.txt", "constraints-peers.txt"}
+    listed |= {"constraints-triton.txt", "constraints-peers.txt", "compose.gpu.yaml"}
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )

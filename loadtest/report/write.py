@@ -69,6 +69,8 @@ def _serving_groups(result: Result) -> list[tuple[dict[str, Any], list[str]]]:
     """The servers' settings, each with the lanes that have them."""
     groups: list[tuple[dict[str, Any], list[str]]] = []
     for lane, serving in result.serving.items():
+        if not serving:  # somebody else's server, of which nothing is known
+            continue
         known = next((lanes for settings, lanes in groups if settings == serving), None)
         if known is None:
             groups.append((serving, [lane]))

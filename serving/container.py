@@ -1,0 +1,72 @@
+"""A server as the one process of a container: configured for what is deployed, then executed in place.
+
+    python -m serving.container fastapi|torchserve|triton     (settings by environment)
+
+What `health` needs to ask real questions is left in HEALTH_FOLDER. API keys are read from the secret API_KEYS, one a line.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from serving.bundle import Bundle, find_bundle
+from serving.clients.wire import WIRES
+from serving.errors import TridentError
+from serving.health import FOLDER as HEALTH_FOLDER
+from serving.server_plan import SERVERS, ServerName, ServerPlan
+from serving.settings import ServingSettings, load_settings
+
+API_KEYS: Final = Path("/run/secrets/api_keys")
+RUN: Final = Path("/tmp/trident")  # noqa: S108 - the container's own, empty at every start
+
+
+def plan(server: ServerName, settings: ServingSettings, bundles: Sequence[Bundle]) -> ServerPlan:
+    """The server's plan. Each image has the packages of its own server only, hence the imports here."""
+    if server == "fastapi":
+        from serving.fastapi_server.launch import plan_fastapi as planner
+    elif server == "torchserve":
+        from serving.torchserve_server.launch import plan_torchserve as planner
+    else:
+        from serving.triton_server.launch import plan_triton as planner
+    return planner(settings, bundles, RUN / server)
+
+
+def canary(server: ServerName, url: str, bundle: Bundle, api_key: str) -> dict[str, Any]:
+    """A question with a known answer, as `health` asks it."""
+    manifest = bundle.manifest
+    request = WIRES[server](manifest.model, manifest.version).request(bundle.golden_pictures()[0][1], top_k=1)
+    return {
+        "url": url + request.path,
+        "headers": dict(request.headers) | ({"x-api-key": api_key} if api_key else {}),
+        "picture": str(bundle.file(bundle.manifest.golden.pictures[0])),
+        "class_id": int(bundle.golden_probabilities()[0].argmax()),
+    }
+
+
+def main() -> None:
+    """Become the server."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("server", choices=SERVERS)
+    server: ServerName = parser.parse_args().server
+    keys = API_KEYS.read_text().split() if API_KEYS.is_file() and server == "fastapi" else []
+    try:
+        settings = load_settings(api_keys=keys or None)
+        bundles = [find_bundle(reference, settings.bundles) for reference in settings.models or (None,)]
+        planned = plan(server, settings, bundles)
+    except TridentError as error:
+        sys.exit(f"error: {error.message}")
+    planned.before_start()
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    HEALTH_FOLDER.mkdir(mode=0o700, exist_ok=True)
+    questions = [canary(server, planned.endpoint.url, bundle, keys[0] if keys else "") for bundle in bundles]
+    (HEALTH_FOLDER / "canaries.json").write_text(json.dumps(questions))
+    os.chdir(planned.folder)
+    os.execve(planned.command[0], planned.command, dict(planned.environment))  # noqa: S606 - our own command
+
+
+if __name__ == "__main__":
+    main()
