@@ -87,7 +87,9 @@ class ServingSettings(BaseSettings):
     max_body_bytes: int = Field(default=10 * 2**20, ge=1024, le=2**30)
     max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, ge=1, le=MAX_IMAGE_PIXELS)
 
-    api_keys: tuple[SecretStr, ...] = Field(default=(), description="if there are any, FastAPI answers only to them")
+    api_keys: tuple[Annotated[SecretStr, Field(min_length=1)], ...] = Field(
+        default=(), description="if there are any, FastAPI predicts and changes models only for them"
+    )
 
     triton_classifier: Literal["native", "python"] = Field(
         default="native",

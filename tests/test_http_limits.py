@@ -1,16 +1,19 @@
 """The service against clients that are slow, go away, or stay when it stops. Real sockets."""
 
+import contextlib
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
 from serving.bundle import Bundle
 from serving.fastapi_server.metrics import STAGES
+from serving.fastapi_server.protocol import ServiceProtocol
 from serving.settings import ServingSettings
 from tests.live_service import Live, live_service
 
@@ -161,7 +164,7 @@ def test_a_client_that_goes_away_takes_its_work_along(live: Live, picture: bytes
         blocked.set()
         assert response(busy)[0] == 200
         assert response(staying)[0] == 200
-    text = live.application.service.exposition().decode()
+    text = httpx.get(f"{live.url}/metrics").text
     assert 'trident_requests_total{code="499",model="digits"} 1.0' in text
     assert 'trident_requests_total{code="200",model="digits"} 2.0' in text
     assert 'trident_stage_duration_seconds_count{model="digits",stage="inference"} 2.0' in text
@@ -208,6 +211,10 @@ def block(live: Live) -> threading.Event:
     return go
 
 
+def connections(live: Live) -> list[ServiceProtocol]:
+    return [one for one in live.server.server_state.connections if isinstance(one, ServiceProtocol)]
+
+
 def wait_for(condition: Any) -> None:
     deadline = time.monotonic() + 5
     while not condition():
@@ -224,7 +231,7 @@ def test_metrics_add_up(live: Live, picture: bytes) -> None:
         sock.sendall(request(b"nonsense"))
         assert response(sock)[0] == 415
     for _ in range(2):  # a second scrape adds nothing
-        lines = live.application.service.exposition().decode().splitlines()
+        lines = httpx.get(f"{live.url}/metrics").text.splitlines()
     value = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
     assert value['trident_requests_total{code="200",model="digits"}'] == 3
     assert value['trident_requests_total{code="415",model="digits"}'] == 1
@@ -249,3 +256,38 @@ def test_a_plain_request_and_an_odd_one_take_turns_on_a_connection(live: Live, p
             bodies.add(body)
         assert response(sock) == (200, bodies.pop())
         assert not bodies
+
+
+def test_endless_headers_are_refused(live: Live) -> None:
+    with live.connect() as sock:
+        sock.sendall(b"POST /predict HTTP/1.1\r\n")
+        with contextlib.suppress(OSError):  # it hangs up while we send
+            for number in range(2000):
+                sock.sendall(b"X-%d: " % number + b"x" * 100 + b"\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(12) == b"HTTP/1.1 431"
+    with live.connect() as sock:
+        sock.sendall(request(b""))
+        assert response(sock)[0] == 400
+
+
+def test_who_does_not_read_is_hung_up_on(live: Live) -> None:
+    """Answers that nobody takes hold memory; and do not keep others out."""
+    ask = b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    with live.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(ask * 8)
+        wait_for(lambda: any(one.flow.write_paused for one in connections(live)))
+        assert live.application.service.access.under_way == 0
+        wait_for(lambda: not connections(live))
+
+
+def test_a_half_sent_request_is_finished_when_the_server_stops(settings: ServingSettings, picture: bytes) -> None:
+    message = request(picture)
+    with live_service(settings) as live, live.connect() as sock:
+        sock.sendall(message[:30])
+        wait_for(lambda: any(one._stage == "headers" for one in connections(live)))
+        live.server.should_exit = True
+        wait_for(lambda: live.application.service.hosting.ready is False)
+        sock.sendall(message[30:])
+        assert response(sock)[0] == 200

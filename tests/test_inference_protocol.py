@@ -96,7 +96,7 @@ def test_pictures(client: Any, digits: Bundle, binary: bool) -> None:
 def test_raw_pictures_as_triton_takes_them(live: Live, digits: Bundle) -> None:
     """Triton's own wire, spoken to FastAPI."""
     endpoint = Endpoint(server="triton", url=live.url, metrics_url="")
-    with HttpClient(endpoint, "digits", 1) as client:
+    with HttpClient(endpoint, "digits", None) as client:
         assert check_golden(client, digits).agrees
 
 
@@ -289,3 +289,35 @@ def test_reloading_under_load_fails_nobody(versions: Path) -> None:
             asker.join()
     assert faults == []
     assert seen == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (["x" * 1000, *[0] * 100], 400),  # numpy would make it 100 strings of 1000 characters
+        ([0.5] * 3072, 400),
+        ([256] * 3072, 400),
+        ([[]] * 600_000, 413),
+    ],
+)
+def test_json_that_would_cost_much(live: Live, data: Any, status: int) -> None:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": data}
+    answer = httpx.post(f"{live.url}/v2/models/digits_classifier/infer", json={"inputs": [tensor]}, timeout=30)
+    assert answer.status_code == status
+
+
+def test_numbers_that_are_too_long(live: Live) -> None:
+    """Python refuses to convert them; that is the client's fault."""
+    long = "9" * 5000
+    assert httpx.get(f"{live.url}/v2/models/digits/versions/{long}").status_code == 404
+    assert httpx.get(f"{live.url}/v2/models/digits/versions/0").status_code == 404
+    assert httpx.post(f"{live.url}/predict?version={long}").status_code == 400
+    assert httpx.post(f"{live.url}/predict", headers={"X-Request-Timeout-Ms": long}).status_code == 400
+    infer = f"{live.url}/v2/models/digits/infer"
+    assert httpx.post(infer, headers={"Inference-Header-Content-Length": long}).status_code == 400
+    assert httpx.post(infer, json={"inputs": [], "parameters": {"timeout": int("9" * 400)}}).status_code == 400
+
+
+def test_an_infer_request_has_a_deadline_too(live: Live, digits: Bundle) -> None:
+    headers = {"X-Request-Timeout-Ms": "0"}
+    assert httpx.post(f"{live.url}/v2/models/digits/infer", headers=headers, json={}).status_code == 400

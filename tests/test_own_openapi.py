@@ -25,6 +25,7 @@ def test_answers_as_described(settings: ServingSettings, digits: Bundle, tmp_pat
                 *(sys.executable, "-m", "schemathesis.cli", "run", f"{live.url}/openapi.json"),
                 *("--checks", CHECKS, "--max-examples", "30", "--seed", "1", "--generation-deterministic"),
                 *("--phases", "examples,coverage,fuzzing", "--no-color", "--continue-on-failure"),
+                *("-H", "X-Request-Timeout-Ms: 9000"),  # a deadline of 1 ms is answered 504, and rightly
             ],
             capture_output=True,
             text=True,

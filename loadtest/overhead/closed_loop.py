@@ -180,6 +180,9 @@ async def _paced(call: Call, per_second: float, connections: int, warmup_s: floa
     tick(0)
     await asyncio.sleep(warmup_s + duration_s + 0.5)
     measured.seconds = duration_s
+    unanswered = [connection.sent for connection in everybody if connection not in free] + list(due)
+    now = time.perf_counter()
+    measured.latencies += [now - instant for instant in unanswered if begins <= instant < ends]
     _close(everybody)
     return measured
 

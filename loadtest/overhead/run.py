@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -109,7 +110,10 @@ def _paced_latency(
     call, process = trident
     highest = max(median(rates) for rates in figures.per_second.values())
     with _awake(process):
-        return paced(call, highest * options.paced, 64, WARMUP_S, max(10.0, options.seconds * options.rounds))
+        found = paced(call, highest * options.paced, 64, WARMUP_S, max(10.0, options.seconds * options.rounds))
+    if found.fault:
+        sys.exit(f"{TRIDENT} at a constant rate: {found.fault}")
+    return found
 
 
 @contextlib.contextmanager
@@ -138,16 +142,18 @@ def _running(
                     log.seek(0)
                     sys.exit(f"{contestant.name} did not start:\n{log.read()[-3000:].decode(errors='replace')}")
                 time.sleep(0.2)
-            os.killpg(process.pid, signal.SIGSTOP)
+            _signal(process, signal.SIGSTOP)
             yield call, process
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGCONT)
-                os.killpg(process.pid, signal.SIGTERM)
+            tree = psutil.Process(process.pid).children(recursive=True)
+            _signal(process, signal.SIGCONT)
+            process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _signal(process, signal.SIGKILL)
+            for orphan in tree:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    orphan.kill()
             process.wait()
 
 
@@ -159,13 +165,22 @@ def _answers(call: Call) -> bool:
     return bool(measured.latencies) and not measured.fault
 
 
+def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
+    """To the server and all its descendants: some servers put theirs into sessions of their own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        for one in (*parent.children(recursive=True), parent):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(number)
+
+
 @contextlib.contextmanager
 def _awake(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    os.killpg(process.pid, signal.SIGCONT)
+    _signal(process, signal.SIGCONT)
     try:
         yield
     finally:
-        os.killpg(process.pid, signal.SIGSTOP)
+        _signal(process, signal.SIGSTOP)
 
 
 @contextlib.contextmanager
@@ -243,6 +258,7 @@ def _show(
             f"p99 {p99 * 1000:.2f} ms, p99/p50 {p99 / p50:.2f}"
         )
     console.print(
+        "the ceiling is the loop that takes pictures one by one; LitServe and BentoML get theirs as base64 in JSON\n"
         f"{options.rounds} rounds of {options.seconds:g} s, order by seed {options.seed}; medians over the rounds"
     )
 

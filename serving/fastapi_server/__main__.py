@@ -4,6 +4,7 @@ Configured by environment and trident.toml. SIGTERM: answer what was accepted, t
 replace them one by one, the new one ready before the old one goes.
 """
 
+import json
 import logging
 import os
 import signal
@@ -33,12 +34,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     try:
         settings = load_settings()
-        for reference in settings.models or (None,):
-            find_bundle(reference, settings.bundles)  # here, a fault is one line; in a worker, a traceback
+        # Found here, a fault is one line and not a traceback; and workers that start later serve the same versions.
+        bundles = [find_bundle(reference, settings.bundles) for reference in settings.models or (None,)]
     except TridentError as error:
         sys.exit(f"error: {error.message}")
     log.info("settings: %s", settings.model_dump_json())
     with ExitStack() as stack:
+        os.environ["TRIDENT_MODELS"] = json.dumps([str(bundle.path) for bundle in bundles])
         if settings.workers > 1:
             shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-workers-")))
             _share(shared)

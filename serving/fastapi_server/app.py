@@ -6,18 +6,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.fastapi_server.bodies import ImageJson
-from serving.fastapi_server.exchange import request_id
+from serving.fastapi_server.bodies import ClientGoneError, ImageJson
+from serving.fastapi_server.exchange import CLIENT_GONE, TIMEOUT_HEADER, request_id
+from serving.fastapi_server.inference_protocol import BODY_SCHEMAS, KEY_SCHEMES
 from serving.fastapi_server.inference_protocol import router as inference_protocol
 from serving.fastapi_server.metrics import NO_MODEL
 from serving.fastapi_server.predict import PredictEndpoint
 from serving.fastapi_server.problems import PROBLEMS, documented, install_problem_handlers
+from serving.fastapi_server.protocol import CONNECTION
 from serving.fastapi_server.service import Service
 from serving.schemas import Prediction, Predictions
 from serving.settings import ServingSettings
@@ -41,8 +43,12 @@ class Application:
             await self._other(scope, receive, send)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """FastAPI's part, with a request id, and counted where it is an inference."""
+        """FastAPI's part, with a request id, and counted where it is an inference.
+
+        Health, metrics and documentation do not count as under way: they are open to all, who could fill the places.
+        """
         started = time.perf_counter()
+        counts = scope["method"] == "POST"
         identity = (b"x-request-id", request_id(dict(scope["headers"])))
         status = 500
 
@@ -53,11 +59,11 @@ class Application:
                 message["headers"] = [*message.get("headers", []), identity]
             await send(message)
 
-        self.service.access.under_way += 1
+        self.service.access.under_way += counts
         try:
             await self._fastapi(scope, receive, send_with_id)
         finally:
-            self.service.access.under_way -= 1
+            self.service.access.under_way -= counts
             if scope["path"].endswith("/infer"):
                 name = str(scope.get("path_params", {}).get("model", NO_MODEL))
                 name = name if status == 200 else NO_MODEL  # a label that anybody could invent would grow without bound
@@ -96,12 +102,13 @@ def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     install_problem_handlers(app)
     _add_predict(app, endpoint)
     app.include_router(inference_protocol)
+    app.add_exception_handler(ClientGoneError, _gone)
     describe = app.openapi
-    app.openapi = lambda: _without_fastapis_own_error(describe())  # type: ignore[method-assign]
+    app.openapi = lambda: _corrected(describe())  # type: ignore[method-assign]
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        return Response(service.exposition(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await service.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)
     def root() -> Response:
@@ -110,8 +117,17 @@ def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     return app
 
 
-def _without_fastapis_own_error(description: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI says of every operation that it answers 422 when a parameter is bad; here that is a problem, and 400."""
+async def _gone(request: Request, _: Exception) -> Response:
+    """For the metrics: nobody reads it."""
+    connection = request.scope.get(CONNECTION)
+    return Response(status_code=408 if connection is not None and connection.too_slow else CLIENT_GONE)
+
+
+def _corrected(description: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI's description, with the bodies that are read by hand; and without its 422 for a bad parameter, which is a
+    400 here.
+    """
+    description["components"]["schemas"] |= BODY_SCHEMAS
     for path in description["paths"].values():
         for operation in path.values():
             if "HTTPValidationError" in str(operation["responses"].get("422")):
@@ -161,6 +177,7 @@ def _add_predict(app: FastAPI, endpoint: PredictEndpoint) -> None:
         response_model=Prediction | Predictions,
         responses=documented(*PROBLEMS),
         openapi_extra=_BODIES,
+        dependencies=KEY_SCHEMES,
     )
     async def predict(
         request: Request,
@@ -168,11 +185,15 @@ def _add_predict(app: FastAPI, endpoint: PredictEndpoint) -> None:
             int | None, Query(ge=1, description="how many classes; also as header X-Top-K; default 5")
         ] = None,
         model: Annotated[str | None, Query(description="default: the first one that was deployed")] = None,
-        version: Annotated[int | None, Query(ge=1, description="default: the newest")] = None,
+        version: Annotated[
+            int | None, Query(ge=1, le=999_999_999, description="default: the one that was loaded last")
+        ] = None,
+        timeout_ms: Annotated[
+            int | None,
+            Header(alias=TIMEOUT_HEADER.decode(), ge=1, le=999_999_999, description="give up after so long"),
+        ] = None,
     ) -> Response:
         """What is in a picture? One picture is answered with `predictions`; several `file`s with `results`, one per
-        picture.
-
-        Headers: `X-Request-Timeout-Ms` (give up earlier), `X-Request-Id` (is repeated in the answer).
+        picture. The header `X-Request-Id` is repeated in the answer.
         """
         return Handed()

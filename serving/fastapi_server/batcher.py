@@ -3,8 +3,9 @@
     event loop           decoder threads            the model's thread
     submit(job) --> waiting --> decode --> decoded --> batch, infer --> futures, back on the loop
 
-There is no delay when idle: a lone job is taken by the model's thread at once, which decodes it itself. Jobs that come
-while the model is busy are decoded meanwhile (where there are cores to spare) and form the next batch.
+There is no delay when idle: a lone job is taken by the model's thread at once, which decodes it itself unless it is
+large. Jobs that come while the model is busy are decoded meanwhile (where there are cores to spare) and form the next
+batch.
 
 Members of a batch are independent. One that cannot be decoded, whose client has gone, or whose deadline has passed, is
 left out; the others are not touched.
@@ -22,13 +23,15 @@ from typing import Final
 
 import numpy as np
 
-from serving.errors import DeadlineExceededError, OverloadedError, RequestError, UnavailableError
+from serving.errors import DeadlineExceededError, OverloadedError, RequestError, TridentError, UnavailableError
 from serving.postprocess import Probabilities
 from serving.preprocess import Pixels
 
 log = logging.getLogger(__name__)
 
 _SMOOTHING: Final = 0.1
+# Where there are decoders, larger pictures are theirs: while the model's thread decodes one, nobody is answered.
+_SMALL_BYTES: Final = 32_768
 
 
 class Job:
@@ -148,10 +151,30 @@ class Batcher:
             raise OverloadedError(f"{self.depth} pictures are waiting already", retry_after_s=math.ceil(wait_s))
         self.depth += job.rows
         job.timer = self._loop.call_later(timeout_s, _expire, job)
+        future.add_done_callback(lambda _: self._release(job))
         if not self._submitted:
             self._loop.call_soon(self._hand_over)
         self._submitted.append(job)
         return future
+
+    def submit_all(self, payloads: Sequence[bytes], timeout_s: float) -> "list[asyncio.Future[Job]]":
+        """Queue all of them, or none.
+
+        Raises:
+            RequestError: they are more than the queue ever holds.
+            OverloadedError, UnavailableError: as `submit`.
+        """
+        if len(payloads) > self._queue_size:
+            raise RequestError(f"{len(payloads)} pictures in one request; at most {self._queue_size} are accepted")
+        futures: list[asyncio.Future[Job]] = []
+        try:
+            for payload in payloads:
+                futures.append(self.submit(payload, timeout_s))  # noqa: PERF401 - kept if the next is refused
+        except TridentError:
+            for future in futures:
+                future.cancel()
+            raise
+        return futures
 
     def _hand_over(self) -> None:
         """Give the threads what was submitted in this turn of the event loop.
@@ -166,8 +189,7 @@ class Batcher:
             if self._model_waits:
                 self._model_waits = False
                 self._for_model.notify()
-            elif self._has_decoders:
-                self._for_decoders.notify(len(self._waiting))
+            self._for_decoders.notify(len(self._waiting))
 
     async def close(self) -> None:
         """Take nothing new, finish what was taken, and end the threads."""
@@ -183,18 +205,21 @@ class Batcher:
 
     def _deliver(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            self.depth -= job.rows
-            if job.timer is not None:
-                job.timer.cancel()
             if job.future.done():  # cancelled, or expired
                 continue
             if job.error is not None:
                 job.future.set_exception(job.error)
             else:
                 job.future.set_result(job)
+        self._on_batch(jobs)
+
+    def _release(self, job: Job) -> None:
+        """The job has its result, or nobody wants one any more: its place is free."""
+        self.depth -= job.rows
+        if job.timer is not None:
+            job.timer.cancel()
         if self._draining and not self.depth:
             self._empty.set()
-        self._on_batch(jobs)
 
     # --- in the model's thread
 
@@ -214,19 +239,21 @@ class Batcher:
     def _next_jobs(self) -> list[Job] | None:
         """Wait for work, and take a batch of it. None: there will be no more."""
         with self._for_model:
-            while not (self._waiting or self._decoded):
-                if self._closed:
+            while True:
+                if self._queue_delay_s and (self._waiting or self._decoded):
+                    self._wait_for_company()
+                jobs = _take(self._decoded, self._max_batch_size)
+                room = self._max_batch_size - sum(job.rows for job in jobs)
+                if not self._has_decoders:
+                    jobs += _take(self._waiting, room)
+                elif self._queue_delay_s or not jobs:
+                    jobs += _take_small(self._waiting, room if self._queue_delay_s else 1)
+                self._for_decoders.notify(len(self._waiting))
+                if jobs:
+                    return jobs
+                if self._closed and not self._waiting and not self._decoding:
                     return None
                 self._wait_for_submission(None)
-            if self._queue_delay_s:
-                self._wait_for_company()
-            jobs = _take(self._decoded, self._max_batch_size)
-            if self._queue_delay_s or not self._has_decoders:
-                jobs += _take(self._waiting, self._max_batch_size - sum(job.rows for job in jobs))
-            elif not jobs:
-                jobs = _take(self._waiting, 1)  # the others are left to the decoders
-            self._for_decoders.notify(len(self._waiting))
-            return jobs
 
     def _wait_for_company(self) -> None:
         """Up to `queue_delay_s` after the first job's arrival, for a full batch."""
@@ -234,11 +261,9 @@ class Batcher:
         while not self._closed:
             here = sum(job.rows for queue in (self._waiting, self._decoded) for job in queue)
             left_s = first + self._queue_delay_s - time.perf_counter()
-            if here >= self._max_batch_size or (left_s <= 0 and not self._decoding):
+            if here >= self._max_batch_size or left_s <= 0:
                 return
-            # A batch that the jobs in the decoders' hands complete is worth the moment that they need.
-            complete = here + self._decoding >= self._max_batch_size
-            self._wait_for_submission(None if complete or left_s <= 0 else left_s)
+            self._wait_for_submission(left_s)
 
     def _wait_for_submission(self, timeout_s: float | None) -> None:
         self._model_waits = True
@@ -319,12 +344,22 @@ def _expire(job: Job) -> None:
 
 
 def _take(queue: deque[Job], max_rows: int) -> list[Job]:
-    """The first jobs with `max_rows` pictures at most."""
+    """The first jobs that somebody waits for, with `max_rows` pictures at most."""
     jobs: list[Job] = []
     rows = 0
     while queue and rows + queue[0].rows <= max_rows:
-        rows += queue[0].rows
-        jobs.append(queue.popleft())
+        job = queue.popleft()
+        if not job.future.done():
+            rows += job.rows
+            jobs.append(job)
+    return jobs
+
+
+def _take_small(queue: deque[Job], most: int) -> list[Job]:
+    """The first jobs with a small picture."""
+    jobs = [job for job in queue if len(job.payload) <= _SMALL_BYTES][:most]
+    for job in jobs:
+        queue.remove(job)
     return jobs
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from pydantic_core import to_json
 
-from serving.errors import DeadlineExceededError, RequestError, TridentError
+from serving.errors import DeadlineExceededError, RequestError, RequestTimeoutError, TridentError
 from serving.fastapi_server.batcher import Job
 from serving.fastapi_server.hosting import HostedModel
 from serving.fastapi_server.metrics import NO_MODEL
@@ -25,7 +25,7 @@ from serving.manifest import Manifest
 from serving.postprocess import DEFAULT_TOP_K, answer, parse_top_k, top_k_classes
 
 TIMEOUT_HEADER: Final = b"x-request-timeout-ms"
-_CLIENT_GONE: Final = 499  # nginx's code, for the metrics: nobody reads it
+CLIENT_GONE: Final = 499  # nginx's code, for the metrics: nobody reads it
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _request_numbers: Final = itertools.count(int.from_bytes(os.urandom(5)) << 24)
 
@@ -83,18 +83,8 @@ class Exchange:
         """
         # Looked up anew: the model may have been replaced while the body came.
         self._hosted = self._service.hosting.find(self._asked.model, self._asked.version)
-        timeout_s = self._timeout_s() - (time.perf_counter() - self._started)
-        if timeout_s <= 0:
-            raise DeadlineExceededError("the deadline passed while the request was read")
-        futures: list[asyncio.Future[Job]] = []
-        try:
-            for picture in pictures:
-                futures.append(self._hosted.batcher.submit(picture, timeout_s))  # noqa: PERF401 - kept if the next fails
-        except TridentError:
-            for future in futures:
-                future.cancel()
-            raise
-        return futures
+        timeout_s = time_left_s(self._headers, self._service.settings.request_timeout_s, self._started)
+        return self._hosted.batcher.submit_all(pictures, timeout_s)
 
     def succeed(self, jobs: Sequence[Job | TridentError]) -> Reply:
         """The answer; of several pictures some may have failed."""
@@ -106,15 +96,14 @@ class Exchange:
 
     def fail(self, error: Exception) -> Reply:
         """The problem."""
+        self._service.metrics.refused(error)
         found, headers = problem_of(error)
-        if found.status < 500 and isinstance(error, TridentError):
-            self._service.metrics.rejected(error.kind).inc()
         more = [(key.encode(), value.encode()) for key, value in headers.items()]
         return self._end(found.status, PROBLEM_JSON.encode(), found.model_dump_json().encode(), *more)
 
-    def abandon(self) -> None:
-        """The client is gone: there is nobody to answer."""
-        self._end(_CLIENT_GONE, b"", b"")
+    def abandon(self, *, too_slow: bool = False) -> None:
+        """The client is gone, or was too slow and has been told so: there is nobody to answer."""
+        self._end(RequestTimeoutError.status if too_slow else CLIENT_GONE, b"", b"")
 
     def withdraw(self) -> None:
         """As if it had not been: another exchange takes the request up."""
@@ -131,15 +120,23 @@ class Exchange:
         ]
         return Reply(status, headers, body)
 
-    def _timeout_s(self) -> float:
-        """The settings' `request_timeout_s`, or less if the request says so."""
-        longest = self._service.settings.request_timeout_s
-        given = self._headers.get(TIMEOUT_HEADER)
-        if given is None:
-            return longest
-        if not given.isdigit() or int(given) < 1:
+
+def time_left_s(headers: Mapping[bytes, bytes], longest_s: float, started: float) -> float:
+    """Until the answer is due: `longest_s` after the perf counter's `started`, or earlier if the request says so.
+
+    Raises:
+        RequestError: the header is no number of milliseconds.
+        DeadlineExceededError: none is left.
+    """
+    given = headers.get(TIMEOUT_HEADER)
+    if given is not None:
+        if not given.isdigit() or len(given) > 9 or int(given) < 1:
             raise RequestError(f"{TIMEOUT_HEADER.decode()} must be a number of milliseconds, not {given[:20]!r}")
-        return min(int(given) / 1000, longest)
+        longest_s = min(int(given) / 1000, longest_s)
+    left_s = longest_s - (time.perf_counter() - started)
+    if left_s <= 0:
+        raise DeadlineExceededError("the deadline passed while the request was read")
+    return left_s
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> bytes:
@@ -154,8 +151,8 @@ def _asked(query_string: bytes, headers: Mapping[bytes, bytes]) -> Asked:
         return Asked(top_k=parse_top_k(top_k)) if top_k is not None else Asked()
     query = dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
     version = query.get("version")
-    if version is not None and not (version.isdecimal() and int(version) > 0):
-        raise RequestError(f"version must be a positive integer, not {version[:20]!r}")
+    if version is not None and not (version.isdecimal() and len(version) <= 9 and int(version) > 0):
+        raise RequestError(f"version must be a positive integer of at most 9 digits, not {version[:20]!r}")
     return Asked(
         model=query.get("model"),
         version=int(version) if version is not None else None,

@@ -3,7 +3,7 @@
 The ordinary way makes a scope, a request-response cycle, an event, a task and two messages for each request, and sends
 two packets. Here the connection itself collects the body, queues the picture, and writes the answer when the picture's
 future is done. Whatever is not plain (another path or form of body, pipelining, `Expect`, a key that is wrong, ...)
-goes the ordinary way, which also writes every error that can be known from the headers.
+goes the ordinary way, which also writes what is to be said of a request that is not let in.
 """
 
 import asyncio
@@ -88,10 +88,10 @@ class Express:
         else:
             self.future.add_done_callback(self._done)
 
-    def lost(self) -> None:
+    def lost(self, *, too_slow: bool) -> None:
         """The client is gone."""
         if self.future is None:
-            self._exchange.abandon()
+            self._exchange.abandon(too_slow=too_slow)
         else:
             self.future.cancel()  # `_done` does the rest
 

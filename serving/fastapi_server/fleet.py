@@ -51,10 +51,14 @@ class Fleet:
         return cls(hosting, Path(folder) if folder else None)
 
     async def join(self) -> None:
-        """Catch up with the journal, and follow it from now on."""
+        """Catch up with the journal, before the first request is accepted; and follow it from now on."""
         if self._folder is not None:
             (self._folder / f"{os.getpid()}.worker").touch()
-            self._watcher = asyncio.create_task(self._follow(self._folder))
+            number = 1
+            while _entry(self._folder, number).exists():
+                await self._follow_entry(self._folder, number)
+                number += 1
+            self._watcher = asyncio.create_task(self._follow(self._folder, number))
 
     async def leave(self) -> None:
         """Follow it no longer."""
@@ -73,6 +77,9 @@ class Fleet:
         if self._folder is None:
             _raise_again(await self._outcome(change))
             return
+        if change.action == "load":  # "the highest" may be another one by the time that a later worker catches up
+            version = await self._hosting.find_version(change.model, change.version)
+            change = change.model_copy(update={"version": version})
         number = _append(self._folder, change)
         deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
         while missing := [pid for pid in _workers(self._folder) if not _ack(self._folder, number, pid).exists()]:
@@ -81,16 +88,18 @@ class Fleet:
                     f"workers {missing} did not {change.action} {change.model} within {_TIMEOUT_S:.0f} s"
                 )
             await asyncio.sleep(_POLL_S)
-        for pid in _workers(self._folder):
-            _raise_again(json.loads(_ack(self._folder, number, pid).read_text()))
+        for ack in self._folder.glob(f"{number:06d}.*.ack"):
+            _raise_again(json.loads(ack.read_text()))
 
-    async def _follow(self, folder: Path) -> None:
-        for number in itertools.count(1):
-            entry = folder / f"{number:06d}.change"
-            while not entry.exists():  # noqa: ASYNC110 - another process writes it
+    async def _follow(self, folder: Path, first: int) -> None:
+        for number in itertools.count(first):
+            while not _entry(folder, number).exists():  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(_POLL_S)
-            outcome = await self._outcome(Change.model_validate_json(entry.read_text()))
-            _write(_ack(folder, number, os.getpid()), json.dumps(outcome))
+            await self._follow_entry(folder, number)
+
+    async def _follow_entry(self, folder: Path, number: int) -> None:
+        change = Change.model_validate_json(_entry(folder, number).read_text())
+        _write(_ack(folder, number, os.getpid()), json.dumps(await self._outcome(change)))
 
     async def _outcome(self, change: Change) -> dict[str, str]:
         """Make the change here. Empty if that went well; it never raises, for a worker must go on following."""
@@ -113,12 +122,16 @@ def _append(folder: Path, change: Change) -> int:
     draft.write_text(change.model_dump_json())
     for number in itertools.count(1):
         try:
-            os.link(draft, folder / f"{number:06d}.change")
+            os.link(draft, _entry(folder, number))
         except FileExistsError:
             continue
         draft.unlink()
         return number
     raise AssertionError
+
+
+def _entry(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.change"
 
 
 def _ack(folder: Path, number: int, pid: int) -> Path:

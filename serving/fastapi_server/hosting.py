@@ -50,7 +50,7 @@ class HostedModel:
             max_batch_size=settings.max_batch_size,
             queue_delay_s=settings.queue_delay_ms / 1000,
             queue_size=settings.queue_size,
-            decoders=min(MAX_DECODERS, available_cores() - 1),
+            decoders=max(0, min(MAX_DECODERS, available_cores() // settings.workers - 1)),
             name=bundle.name,
             on_batch=on_batch,
         )
@@ -83,13 +83,14 @@ class Hosting:
         """The model to ask: the default one, or `model`; its default version, or `version`.
 
         Raises:
-            UnavailableError: the models are still being loaded, or the process is stopping.
+            UnavailableError: the models are still being loaded.
             UnknownModelError: no such model or version.
         """
         if not self._started:
             raise UnavailableError("the models are not ready", retry_after_s=1)
         name = model or self._default_model or ""
-        hosted = self._models.get(name, {}).get(version or self._default_versions.get(name, 0))
+        wanted = version if version is not None else self._default_versions.get(name)
+        hosted = self._models.get(name, {}).get(wanted) if wanted is not None else None
         if hosted is None:
             asked = f"{name or 'model'}:{version}" if version is not None else name or "model"
             raise UnknownModelError(f"no {asked}; there are: {', '.join(self.names()) or 'none'}")
@@ -139,16 +140,22 @@ class Hosting:
             BundleError, DeploymentError: it cannot be served; everything stays as it was.
         """
         async with self._changing:
-            there = [
-                number
-                for name, number in await asyncio.to_thread(list_bundles, self._settings.bundles)
-                if name == model
-            ]
-            wanted = version if version is not None else max(there, default=0)
-            if wanted not in there:
-                raise UnknownModelError(f"no bundle {model}{f':{version}' if version is not None else ''}")
+            wanted = await self.find_version(model, version)
             bundle = await asyncio.to_thread(find_bundle, f"{model}:{wanted}", self._settings.bundles)
             return await self._load(bundle, make_default=make_default)
+
+    async def find_version(self, model: str, version: int | None) -> int:
+        """`version`, or the highest there is among the bundles.
+
+        Raises:
+            UnknownModelError: there is no such bundle.
+        """
+        bundles = await asyncio.to_thread(list_bundles, self._settings.bundles)
+        there = [number for name, number in bundles if name == model]
+        wanted = version if version is not None else max(there, default=0)
+        if wanted not in there:
+            raise UnknownModelError(f"no bundle {model}{f':{version}' if version is not None else ''}")
+        return wanted
 
     async def unload(self, model: str, version: int | None = None) -> None:
         """Let a version (by default all) of a model answer what it has taken, then drop it.

@@ -10,20 +10,28 @@ https://github.com/open-inference/open-inference-protocol
 """
 
 import asyncio
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, Field, ValidationError
+from pydantic.json_schema import models_json_schema
 from pydantic_core import to_json
 
 from serving.bundle import list_bundles
 from serving.errors import RequestError, UnavailableError, UnknownModelError, UnsupportedMediaTypeError
+from serving.fastapi_server.batcher import Job
 from serving.fastapi_server.bodies import read_body
+from serving.fastapi_server.exchange import time_left_s
 from serving.fastapi_server.fleet import Change
 from serving.fastapi_server.hosting import HostedModel
+from serving.fastapi_server.predict import results
 from serving.fastapi_server.problems import documented
+from serving.fastapi_server.protocol import CONNECTION
 from serving.fastapi_server.service import Service
 from serving.fastapi_server.tensors import (
     HEADER_LENGTH,
@@ -55,13 +63,34 @@ def admitted(request: Request) -> None:
 
 
 TheService = Annotated[Service, Depends(the_service)]
-Admitted = [Depends(admitted)]
+# The two schemes are for the documentation (`admitted` reads the headers itself), whose page then asks for the key.
+KEY_SCHEMES: Final = [
+    Depends(HTTPBearer(auto_error=False, description="where the server has API keys")),
+    Depends(APIKeyHeader(name="X-Api-Key", auto_error=False, description="the same, in another header")),
+]
+Admitted = [Depends(admitted), *KEY_SCHEMES]
+_SCHEMAS: Final = "#/components/schemas/{model}"
 _INFER: Final[dict[str, Any]] = {
     "dependencies": Admitted,
     "response_class": Response,
     "responses": documented(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": _SCHEMAS.format(model="InferRequest")},
+                    "example": {
+                        "inputs": [
+                            {"name": "picture", "shape": [1, 1], "datatype": "BYTES", "data": ["<picture in base64>"]}
+                        ]
+                    },
+                },
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            },
+        }
+    },
 }
-_CHANGE: Final[dict[str, Any]] = {"dependencies": Admitted, "responses": documented(400, 401, 404, 408, 413, 429, 503)}
 Protocol = "open inference protocol"
 
 
@@ -122,7 +151,7 @@ def find_served(service: Service, model: str, version: str | None) -> Served:
     Raises:
         UnknownModelError, UnavailableError.
     """
-    if version is not None and not version.isdecimal():
+    if version is not None and not (version.isdecimal() and len(version) <= 9):
         raise UnknownModelError(f"no version {version[:20]!r} of {model}")
     number = int(version) if version is not None else None
     if model.endswith(CLASSIFIER) and not service.hosting.versions(model):
@@ -160,25 +189,32 @@ async def model_ready(service: TheService, model: str, version: str | None = Non
 @router.post("/models/{model}/versions/{version}/infer", tags=[Protocol], **_INFER)
 async def infer(request: Request, service: TheService, model: str, version: str | None = None) -> Response:
     """Run a model on tensors, as JSON or in binary."""
-    served = find_served(service, model, version)
+    started = time.perf_counter()
+    find_served(service, model, version)  # before the body is read
     headers = request.headers
     if headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMediaTypeError("compressed bodies are not accepted")
     body = await read_body(request.receive, headers.get("content-length", "").encode(), service.settings.max_body_bytes)
+    served = find_served(service, model, version)  # it may have been replaced while the body was read
     asked, tensors = _read(served, body, headers.get(HEADER_LENGTH))
     for output in asked.outputs:
         if output.name != served.outputs[0]["name"]:
             raise RequestError(f"{model} has no output {output.name!r}; it has {served.outputs[0]['name']!r}")
     (_, values) = tensors[served.inputs[0]["name"]]
-    timeout_s = _timeout_s(asked, service.settings.request_timeout_s)
-    served = find_served(service, model, version)  # again: it may have been replaced while the body was read
+    longest_s = _timeout_s(asked, service.settings.request_timeout_s)
+    timeout_s = time_left_s(dict(request.scope["headers"]), longest_s, started)
+    batcher = served.hosted.batcher
     if served.is_classifier:
-        result = await _probabilities(served, values, timeout_s)
+        futures = [batcher.submit(np.ascontiguousarray(values), timeout_s)]
     else:
-        result = await _answers(
-            served, values, parse_top_k(asked.parameters.get("top_k", headers.get(TOP_K_HEADER))), timeout_s
-        )
-    return _written(served, asked, result)
+        top_k = parse_top_k(asked.parameters.get("top_k", headers.get(TOP_K_HEADER)))
+        futures = batcher.submit_all(values.ravel().tolist(), timeout_s)
+    jobs = []
+    for job in await results(futures, request.scope.get(CONNECTION)):
+        if not isinstance(job, Job):
+            raise job  # the first that fails fails the request, as in Triton
+        jobs.append(job)
+    return _written(served, asked, _probabilities(jobs) if served.is_classifier else _answers(served, jobs, top_k))
 
 
 def _read(
@@ -208,22 +244,14 @@ def _read(
     return asked, tensors
 
 
-async def _probabilities(served: Served, values: Array, timeout_s: float) -> Array:
-    job = await served.hosted.batcher.submit(np.ascontiguousarray(values), timeout_s)
+def _probabilities(jobs: Sequence[Job]) -> Array:
+    (job,) = jobs
     assert job.probabilities is not None
     return job.probabilities
 
 
-async def _answers(served: Served, pictures: Array, top_k: int, timeout_s: float) -> Array:
+def _answers(served: Served, jobs: Sequence[Job], top_k: int) -> Array:
     manifest = served.hosted.bundle.manifest
-    futures = []
-    try:
-        for picture in pictures.ravel():
-            futures.append(served.hosted.batcher.submit(picture, timeout_s))  # noqa: PERF401 - kept also if one is refused
-        jobs = await asyncio.gather(*futures)  # the first that fails fails the request, as in Triton
-    finally:
-        for future in futures:
-            future.cancel()
     texts = []
     for job in jobs:
         assert job.probabilities is not None
@@ -236,7 +264,7 @@ def _timeout_s(asked: InferRequest, default_s: float) -> float:
     timeout_us = asked.parameters.get("timeout")
     if timeout_us is None:
         return default_s
-    if not isinstance(timeout_us, int) or timeout_us < 1:
+    if not isinstance(timeout_us, int) or not 1 <= timeout_us <= 10**12:
         raise RequestError("the parameter `timeout` must be a number of microseconds")
     return min(timeout_us / 1e6, default_s)
 
@@ -269,6 +297,26 @@ class RepositoryRequest(BaseModel):
     """The body of load and unload; may be left out."""
 
     parameters: LoadParameters = LoadParameters()
+
+
+# The bodies are read by hand, so FastAPI does not know their schemas.
+BODY_SCHEMAS: Final[dict[str, Any]] = models_json_schema(
+    [(InferRequest, "validation"), (RepositoryRequest, "validation")], ref_template=_SCHEMAS
+)[1]["$defs"]
+_CHANGE: Final[dict[str, Any]] = {
+    "dependencies": Admitted,
+    "responses": documented(400, 401, 404, 408, 413, 429, 503),
+    "openapi_extra": {
+        "requestBody": {
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": _SCHEMAS.format(model="RepositoryRequest")},
+                    "example": {"parameters": {"version": 2, "make_default": True}},
+                }
+            }
+        }
+    },
+}
 
 
 async def _load_parameters(request: Request) -> LoadParameters:

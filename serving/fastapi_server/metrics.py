@@ -10,7 +10,6 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +17,7 @@ import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from serving.errors import TridentError
 from serving.fastapi_server.batcher import Job
 from serving.provenance import git_revision, package_versions
 
@@ -84,7 +84,7 @@ class Metrics:
             "trident_requests", "Answered requests, by status code.", ["model", "code"], registry=registry
         )
         self._rejected = Counter(
-            "trident_rejected", "Requests refused without work, by reason.", ["reason"], registry=registry
+            "trident_rejected", "Requests refused or given up, by reason.", ["reason"], registry=registry
         )
         self._request_duration = Histogram(
             "trident_request_duration_seconds",
@@ -132,7 +132,6 @@ class Metrics:
         build_info.labels(git_revision() or "unknown", *versions.values()).set(1)
         self._answers: defaultdict[tuple[str, int], int] = defaultdict(int)
         self._models: dict[str, ModelMetrics] = {}
-        self.rejected = cache(self._rejected.labels)
 
     def of_model(self, model: str) -> ModelMetrics:
         """Made when it is first asked for."""
@@ -153,6 +152,11 @@ class Metrics:
         self._answers[model, status] += 1
         if status == 200:
             self.of_model(model).request_duration.observe(seconds)
+
+    def refused(self, error: Exception) -> None:
+        """A request ended with this error. Those that are the server's own fault are not refusals."""
+        if isinstance(error, TridentError) and error.status != TridentError.status:
+            self._rejected.labels(error.kind).inc()
 
     def batch_done(self, model: str, jobs: Sequence[Job]) -> None:
         """Pictures of one batch are through (or were refused)."""

@@ -35,9 +35,10 @@ class PredictEndpoint:
             content_type = headers.get(b"content-type", b"")
             pictures = [data] if is_picture(content_type) else await pictures_in(data, content_type.decode("latin-1"))
             futures = exchange.submit(pictures)
-            reply = exchange.succeed(await _results(futures, scope.get(CONNECTION)))
+            reply = exchange.succeed(await results(futures, scope.get(CONNECTION)))
         except ClientGoneError:
-            exchange.abandon()
+            connection = scope.get(CONNECTION)
+            exchange.abandon(too_slow=connection is not None and connection.too_slow)
             return
         except Exception as error:
             reply = exchange.fail(error)
@@ -48,7 +49,7 @@ class PredictEndpoint:
         await send({"type": "http.response.body", "body": reply.body})
 
 
-async def _results(futures: "Sequence[asyncio.Future[Job]]", connection: Connection | None) -> list[Job | TridentError]:
+async def results(futures: "Sequence[asyncio.Future[Job]]", connection: Connection | None) -> list[Job | TridentError]:
     """Each picture's job, or its own error; if none succeeded, the first error is raised.
 
     Raises:

@@ -62,6 +62,8 @@ def install_problem_handlers(app: FastAPI) -> None:
     """
 
     async def ours(request: Request, error: Exception) -> Response:
+        if request.url.path.endswith("/infer"):
+            request.app.state.service.metrics.refused(error)
         return _response(request, *problem_of(error))
 
     async def invalid(request: Request, error: Exception) -> Response:

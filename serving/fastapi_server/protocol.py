@@ -1,11 +1,14 @@
-"""uvicorn's HTTP/1.1 protocol, with what it lacks: a time limit on reading a request, word of a lost connection, a drain
-that loses nothing, and a short way for plain requests (`express.py`).
+"""uvicorn's HTTP/1.1 protocol, with what it lacks: limits on what a slow or greedy client may hold, word of a lost
+connection, a drain that loses nothing, and a short way for plain requests (`express.py`).
 
-The limit is on the whole request, from its first byte to its last: whoever sends a header or a byte of body now and
-then holds a connection no longer than `read_timeout_s` (https://en.wikipedia.org/wiki/Slowloris_(computer_security)).
+The time limit is on the whole request, from its first byte to its last: whoever sends a header or a byte of body now
+and then holds a connection no longer than `read_timeout_s`
+(https://en.wikipedia.org/wiki/Slowloris_(computer_security)). Whoever does not read the answer holds it no longer
+either.
 """
 
 import asyncio
+from http import HTTPStatus
 from typing import Any, Final, Literal, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -13,7 +16,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from serving.errors import RequestTimeoutError
 from serving.fastapi_server.exchange import Reply
 from serving.fastapi_server.express import PATH, Express
-from serving.fastapi_server.problems import PROBLEM_JSON, problem_of
+from serving.fastapi_server.problems import PROBLEM_JSON
+from serving.schemas import problem
 
 CONNECTION: Final = "trident.connection"  # in the ASGI scope
 # After SIGTERM a kept connection stays open this long, so that a request that is on its way is still answered.
@@ -22,10 +26,14 @@ DRAIN_S: Final = 0.5
 LINGER_S: Final = 1.0
 
 
+# Of one request's line and headers together.
+MAX_HEAD_BYTES: Final = 65_536
+
+
 class Connection(Protocol):
     """What the endpoint needs to know of the connection."""
 
-    lost: bool
+    too_slow: bool  # the request did not come in time, and has been answered so
 
     def cancel_when_lost(self, future: "asyncio.Future[Any]") -> None:
         """Cancel the future if the client goes away before it is done."""
@@ -39,7 +47,10 @@ class ServiceProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected: it has `read_timeout_s` to send its first request."""
         super().connection_made(transport)
-        self.lost = False
+        self.lost = self.too_slow = False
+        self._head_bytes = 0
+        self._unread: asyncio.TimerHandle | None = None
+        self._riding: Express | None = None
         self._draining = False
         self._whole = False  # whether the bytes that came last ended a request
         self._awaited: list[asyncio.Future[Any]] = []
@@ -52,6 +63,12 @@ class ServiceProtocol(HttpToolsProtocol):
         """Bytes came. On an idle connection they begin a request, whose time runs from now if it is not there whole."""
         self._whole = False
         super().data_received(data)
+        if self._stage == "headers":
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(431, "the request's headers are too large")
+        else:
+            self._head_bytes = 0
         if self._reading is None and not (self._whole and self._stage == "idle"):
             self._read_within(self.read_timeout_s)
 
@@ -59,7 +76,7 @@ class ServiceProtocol(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._stage = "headers"
-        self._awaited = []
+        self._awaited = [future for future in self._awaited if not future.done()]
         self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
@@ -69,7 +86,7 @@ class ServiceProtocol(HttpToolsProtocol):
         if express is None:
             super().on_headers_complete()
         else:
-            self.cycle = express
+            self.cycle = self._riding = express
         if self._draining:
             self.cycle.keep_alive = False
 
@@ -78,6 +95,7 @@ class ServiceProtocol(HttpToolsProtocol):
         plain = (
             self.url == PATH
             and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()
@@ -100,6 +118,11 @@ class ServiceProtocol(HttpToolsProtocol):
             self.cycle.submit()
         else:
             super().on_message_complete()
+            if self.cycle.response_complete and not self.transport.is_closing():
+                self._unset_keepalive_if_required()  # the rest of a request that was answered early
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
 
     def _send(self, express: Express, reply: Reply) -> None:
         """Answer what came the short way: one packet."""
@@ -131,25 +154,50 @@ class ServiceProtocol(HttpToolsProtocol):
         self._read_within(None)
         for future in self._awaited:
             future.cancel()
-        if isinstance(self.cycle, Express) and not self.cycle.response_complete:
-            self.cycle.lost()
+        if self._riding is not None and not self._riding.response_complete:
+            self._riding.lost(too_slow=self.too_slow)
+        self.resume_writing()
         super().connection_lost(exc)
 
     def cancel_when_lost(self, future: "asyncio.Future[Any]") -> None:
         """As `Connection` says."""
         self._awaited.append(future)
 
+    def pause_writing(self) -> None:
+        """The client does not read. Not for long."""
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self.read_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP."""
+        self._refuse(400, msg)
+
     def shutdown(self) -> None:
         """The server stops: answer what is under way or about to come, then close."""
         self._draining = True
-        if self.cycle is None or self.cycle.response_complete:
+        self.app.service.hosting.drain()
+        if self._is_idle():
             self.loop.call_later(DRAIN_S, self._close_if_idle)
-        else:
+        elif self._owes_an_answer():
             self.cycle.keep_alive = False
 
     def _close_if_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if self._is_idle():
             self.transport.close()
+
+    def _is_idle(self) -> bool:
+        return self._stage == "idle" and not self._owes_an_answer()
+
+    def _owes_an_answer(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _read_within(self, seconds: float | None) -> None:
         if self._reading is not None:
@@ -161,13 +209,29 @@ class ServiceProtocol(HttpToolsProtocol):
         self._reading = None
         if self.transport.is_closing():
             return
+        if self._stage == "headers" and self._owes_an_answer():  # to the request before: that one first
+            self.cycle.keep_alive = False
+            return
+        self.too_slow = True
         unanswered_body = self._stage == "body" and not self.cycle.response_started
         if self._stage == "headers" or unanswered_body:
-            found, _ = problem_of(RequestTimeoutError(f"the request was not complete within {self.read_timeout_s:g} s"))
-            body = found.model_dump_json().encode()
-            head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[found.status] + head % (PROBLEM_JSON.encode(), len(body)) + body)
+            self._refuse(RequestTimeoutError.status, f"the request was not complete within {self.read_timeout_s:g} s")
         if unanswered_body:
             self.cycle.disconnected = True  # the application's `receive` tells it
             self.cycle.message_event.set()
+        self.transport.close()
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Write a problem, and hang up."""
+        title = HTTPStatus(status).phrase
+        body = problem(status, title.lower().replace(" ", "-"), title, detail).model_dump_json().encode()
+        lines = [STATUS_LINE[status]]
+        for name, value in (
+            *self.server_state.default_headers,
+            (b"content-type", PROBLEM_JSON.encode()),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ):
+            lines += (name, b": ", value, b"\r\n")
+        self.transport.write(b"".join((*lines, b"\r\n", body)))
         self.transport.close()

@@ -34,10 +34,10 @@ class Service:
         }.items():
             object.__setattr__(self, name, part)
 
-    def exposition(self) -> bytes:
+    async def exposition(self) -> bytes:
         """The metrics as Prometheus scrapes them, up to this moment (of other workers: up to `FLUSH_S` ago)."""
         self._flush()
-        return self.metrics.exposition()
+        return await asyncio.to_thread(self.metrics.exposition)  # with several workers it reads many files
 
     async def flush_forever(self) -> None:
         """Hand the metrics over, now and then and at the end, so that other workers can show them."""
