@@ -51,9 +51,9 @@ UrlOption = Annotated[
     list[str] | None,
     typer.Option(
         "--url",
-        metavar="SERVER=URL",
+        metavar="SERVER=URL[,GRPC[,METRICS_URL]]",
         envvar="SERVER_URLS",
-        help="Ask this address, not the local stack (repeatable; in the environment with spaces).",
+        help="Ask this address, not the local stack (repeatable; in the environment with spaces); GRPC is HOST:PORT.",
     ),
 ]
 
@@ -276,6 +276,38 @@ def down(quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing.")] = 
 
 
 @app.command(rich_help_panel="Servers")
+def deploy(
+    bundle: Annotated[str, typer.Argument(help="MODEL:VERSION, or MODEL for its highest version.")],
+    live: Annotated[
+        bool, typer.Option("--live", help="Send requests all the while, and show what failed or was wrong.")
+    ] = False,
+) -> None:
+    """Put another version of a model on all running servers, without losing a request.
+
+    Loaded beside the old version, asked for every golden answer, then switched to; the old one answers what it took and
+    is unloaded. If an answer is wrong, nothing is switched, and the exit code is 1.
+    """
+    from serving.bundle import find_bundle
+    from serving.console import deploy_bundle
+    from serving.settings import load_settings
+
+    raise typer.Exit(0 if deploy_bundle(find_bundle(bundle, load_settings().bundles), live=live) else 1)
+
+
+@app.command(rich_help_panel="Servers")
+def rollback(
+    live: Annotated[
+        bool, typer.Option("--live", help="Send requests all the while, and show what failed or was wrong.")
+    ] = False,
+) -> None:
+    """Deploy what the last deployment replaced."""
+    from serving.console import deploy_bundle
+    from serving.stack.endpoints import previous_bundle
+
+    raise typer.Exit(0 if deploy_bundle(previous_bundle(), live=live) else 1)
+
+
+@app.command(rich_help_panel="Servers")
 def predict(
     pictures: Annotated[list[Path], typer.Argument(help="Picture files.", exists=True, dir_okay=False)],
     server: Annotated[str, typer.Option(help="fastapi, torchserve, triton (with commas), or all.")] = "all",
@@ -295,11 +327,38 @@ def predict(
 
 @app.command(rich_help_panel="Servers")
 def verify(servers: ServersOption = "all", model: ModelOption = None, url: UrlOption = None) -> None:
-    """Prove that every server gives the golden answers and refuses broken pictures; exit code 1 if one does not."""
-    from serving.console import verify_servers
-    from serving.stack.endpoints import find_endpoints
+    """Prove that the servers agree: golden answers, odd pictures, errors, health, metrics, versions, over every protocol.
 
-    raise typer.Exit(0 if verify_servers(*find_endpoints(servers, url, model)) else 1)
+    A table with a row per check and a column per server and protocol; exit code 1 if anything failed.
+    """
+    from serving.console import verify_servers
+    from serving.stack.endpoints import find_endpoints, is_default_version, settings_in_force
+
+    endpoints, bundle = find_endpoints(servers, url, model)
+    settings = settings_in_force(given=bool(url))
+    is_default = bool(url) or is_default_version(bundle)
+    raise typer.Exit(0 if verify_servers(endpoints, bundle, settings, is_default=is_default) else 1)
+
+
+@app.command(rich_help_panel="Servers")
+def drill(
+    servers: ServersOption = "all",
+    model: ModelOption = None,
+    workers: Annotated[int, typer.Option(min=2, help="Copies of the model per server.")] = 2,
+) -> None:
+    """Kill the processes of a stack of its own under load, and show how long each server takes to recover."""
+    import tempfile
+
+    from serving.bundle import find_bundle
+    from serving.console import drill_servers
+    from serving.settings import load_settings
+    from serving.stack.endpoints import server_names
+
+    settings = load_settings(workers=workers)
+    with tempfile.TemporaryDirectory(prefix="trident-drill-") as folder:
+        bundle = find_bundle(model, settings.bundles)
+        right = drill_servers(settings, server_names(servers), bundle, Path(folder))
+    raise typer.Exit(0 if right else 1)
 
 
 # --- Measurement

@@ -1,8 +1,8 @@
 """Serving on the terminal: what `trident up`, `down`, `status`, `predict` and `verify` do and show."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,16 +15,29 @@ from rich.text import Text
 
 from serving.bundle import Bundle, find_bundle, read_bundle
 from serving.clients.connect import connect
-from serving.errors import TridentError
+from serving.errors import DeploymentError, TridentError
 from serving.server_plan import Endpoint, Protocol, ServerName
 from serving.settings import ServingSettings, load_settings
-from serving.stack.control import OnChange, current_stack, start_stack, stop_stack
-from serving.stack.state import STACK, ServerState, StackState, log_path
+from serving.stack.control import OnChange, current_stack, roll_out_bundle, running_stack, start_stack, stop_stack
+from serving.stack.drill import CLIENTS, drill
+from serving.stack.endpoints import settings_in_force
+from serving.stack.readback import SHOWN, read_back, wanted_settings
+from serving.stack.state import STACK, UP, ServerState, StackState, log_path
+from serving.stack.traffic import Record, Traffic
 from serving.verify import Check, verify
 
 console = Console()
 
-_COLORS: Final = {"ready": "green", "failed": "red", "stopped": "dim", "stopping": "yellow", "restarting": "yellow"}
+_BEFORE_AND_AFTER_S: Final = 1.0  # requests before and after a rollout
+_PAUSE_S: Final = 0.02  # between a client's requests, so that they leave the cores to the rollout
+_COLORS: Final = {
+    "ready": "green",
+    "degraded": "yellow",
+    "failed": "red",
+    "stopped": "dim",
+    "stopping": "yellow",
+    "restarting": "yellow",
+}
 _SETTLED: Final = ("ready", "failed", "stopped", "restarting")
 
 
@@ -55,6 +68,110 @@ def take_down(*, quiet: bool = False) -> None:
         console.print("stopped" if stopped else "no stack is running")
 
 
+def deploy_bundle(bundle: Bundle, *, live: bool = False) -> bool:
+    """Roll a bundle out, and show it; with `live`, under requests whose answers are checked. True if every server
+    answers by it, and (with `live`) not one request failed or was answered wrongly.
+
+    Raises:
+        DeploymentError: no stack runs, or another rollout is under way.
+    """
+    state = current_stack()
+    if state is None:
+        raise DeploymentError("no stack is running; start it with `trident up`")
+    served = [read_bundle(path, check=False) for path in state.bundles]
+    names = ", ".join(one.name for one in served)
+    console.print(f"rolling out {bundle.name} on {', '.join(state.servers)}, which serve {names}")
+    settings = settings_in_force(given=False)
+    old = [one for one in served if one.manifest.model == bundle.manifest.model] or [bundle]
+    with ExitStack() as stack:
+        traffic = {
+            f"{endpoint.server} {protocol}": stack.enter_context(
+                Traffic(endpoint, [*old, bundle], settings, protocol=protocol, pause_s=_PAUSE_S)
+            )
+            for endpoint in (state.endpoints() if live else [])
+            for protocol in endpoint.protocols
+        }
+        if live:
+            time.sleep(_BEFORE_AND_AFTER_S)
+        with _showing_rollout() as on_change:
+            rollout = roll_out_bundle(bundle, on_change=on_change)
+        if live:
+            time.sleep(_BEFORE_AND_AFTER_S)
+    unharmed = _show_traffic({name: each.record for name, each in traffic.items()}) if live else True
+    if rollout.phase == "refused":
+        console.print(Text(f"refused: {rollout.message}", "red"))
+        console.print(f"nothing was switched; {names} goes on answering")
+        return False
+    console.print(f"[green]{bundle.name} answers[/]; [bold]trident rollback[/] brings {old[-1].name} back")
+    return unharmed
+
+
+def _show_traffic(records: Mapping[str, Record]) -> bool:
+    """A row per lane. True if nothing failed and nothing was wrong."""
+    table = _table("lane", "requests", "failed", "wrong", "answers by version", "slowest ms")
+    for name, record in records.items():
+        versions = ", ".join(f"{version}: {count}" for version, count in sorted(record.versions.items()))
+        counts = [str(len(record.exchanges)), str(len(record.failed)), str(len(record.wrong))]
+        table.add_row(name, *counts, versions, f"{record.slowest_s * 1000:.0f}")
+    console.print(table)
+    faults = [
+        f"{name}: {exchange.failed or exchange.wrong}"
+        for name, record in records.items()
+        for exchange in [*record.failed, *record.wrong]
+    ]
+    for fault in dict.fromkeys(faults):
+        console.print(Text(fault, "red"))
+    return not faults
+
+
+@contextmanager
+def _showing_rollout() -> Iterator[OnChange]:
+    """Show the steps of a rollout while it goes on."""
+    started = time.monotonic()
+    shown: set[str] = set()
+    with Live(console=console, refresh_per_second=8, transient=True) as live:
+
+        def on_change(state: StackState) -> None:
+            assert state.rollout is not None
+            for server, step in state.rollout.steps.items():
+                line = f"{server:<11}{step}"
+                if line not in shown:
+                    live.console.print(f"{line:<24}{time.monotonic() - started:.1f} s", highlight=False)
+                    shown.add(line)
+            live.update(Spinner("dots", state.rollout.phase))
+
+        yield on_change
+
+
+def drill_servers(settings: ServingSettings, servers: Sequence[ServerName], bundle: Bundle, folder: Path) -> bool:
+    """Start a stack of its own in `folder`, kill its processes one by one under load, and show what that cost. True if
+    no answer was wrong.
+
+    Raises:
+        DeploymentError: a server does not start, or does not recover.
+    """
+    settings = settings.model_copy(update={"models": (str(bundle.path),)})
+    console.print(f"starting {', '.join(servers)} with {bundle.name}, {settings.workers} workers each")
+    drilled = []
+    with ExitStack() as stack:
+        with showing_stack() as on_change:
+            stack.enter_context(running_stack(settings, servers, folder, on_change))
+        with console.status(f"killing under load ({CLIENTS} clients)"):
+            for one in drill(folder, bundle, settings):
+                console.print(f"killed {one.fault.server}: {one.fault.victim}", highlight=False)
+                drilled.append(one)
+    table = _table(
+        *("server", "kill -9 of", "repaired by", "answers again after s", "whole after s"),
+        *("requests since", "lost", "wrong", "first loss"),
+    )
+    for one in drilled:
+        times = (f"{one.recovered_s:.1f}", f"{one.whole_s:.1f}")
+        counts = (str(one.requests), str(one.lost), str(one.wrong))
+        table.add_row(one.fault.server, one.fault.victim, one.repaired_by, *times, *counts, one.first_loss[:60])
+    console.print(table)
+    return not any(one.wrong for one in drilled)
+
+
 def show_status(*, as_json: bool = False) -> bool:
     """The servers, each asked a real question. True if all of them gave the right answer."""
     state = current_stack()
@@ -65,7 +182,7 @@ def show_status(*, as_json: bool = False) -> bool:
         console.print_json(state.model_dump_json())
         return state.ready
     bundles = [read_bundle(path, check=False) for path in state.bundles]
-    table = _table("server", "phase", "answers", "address", "pid", "memory", "restarts", "")
+    table = _table("server", "phase", "answers", "address", "grpc", "pid", "memory", "restarts", "mended", "")
     faults = {name: _canary_fault(server, bundles[0]) for name, server in state.servers.items()}
     for name, server in state.servers.items():
         table.add_row(
@@ -73,15 +190,41 @@ def show_status(*, as_json: bool = False) -> bool:
             Text(server.phase, _COLORS.get(server.phase, "")),
             Text(faults[name] or "right", "red" if faults[name] else "green"),
             server.endpoint.url if server.endpoint is not None else "-",
+            (server.endpoint.grpc if server.endpoint is not None else None) or "-",
             str(server.pid or "-"),
             _memory(server.pid),
             str(server.restarts),
+            str(server.mended),
             server.message,
         )
     logs = log_path(STACK, "fastapi").parent
     console.print(f"models: {', '.join(bundle.name for bundle in bundles)}; logs: {logs}")
     console.print(table)
-    return not any(faults.values())
+    agree = _show_settings(state, bundles[-1])
+    return agree and not any(faults.values())
+
+
+def _show_settings(state: StackState, bundle: Bundle) -> bool:
+    """The settings as the servers say them; red where that is not what was asked for. True if nothing is."""
+    settings = settings_in_force(given=False)
+    table = _table("what they run with", *(endpoint.server for endpoint in state.endpoints()))
+    said: list[tuple[Mapping[str, object], Mapping[str, object]]] = []
+    for endpoint in state.endpoints():
+        try:
+            said.append((read_back(endpoint, bundle, settings), wanted_settings(endpoint, settings)))
+        except (TridentError, OSError) as error:
+            console.print(Text(f"{endpoint.server} does not tell its settings: {error}", "red"))
+            said.append(({}, {}))
+    agree = all(found and found.items() <= wanted.items() for found, wanted in said)
+    for name in SHOWN:
+        cells = []
+        for found, wanted in said:
+            differs = name in found and found[name] != wanted[name]
+            text = f"{found[name]}, not {wanted[name]}" if differs else str(found.get(name, "-"))
+            cells.append(Text(text, "red" if differs else ""))
+        table.add_row(name, *cells)
+    console.print(table)
+    return agree
 
 
 def predict_pictures(
@@ -110,18 +253,33 @@ def predict_pictures(
     return not failed
 
 
-def verify_servers(endpoints: Sequence[Endpoint], bundle: Bundle) -> bool:
-    """A table with a row per check and a column per server, and below it what failed. True if nothing did."""
-    with console.status("verifying"):
-        checks = [check for endpoint in endpoints for check in verify(endpoint, bundle)]
-    servers = list(dict.fromkeys(check.server for check in checks))
-    table = _table(bundle.name, *servers)
+def verify_servers(
+    endpoints: Sequence[Endpoint],
+    bundle: Bundle,
+    settings: ServingSettings | None = None,
+    *,
+    is_default: bool = True,
+) -> bool:
+    """A table with a row per check and a column per lane, and below it what failed. True if nothing did.
+
+    Args:
+        settings: what the servers run with, where that is known.
+        is_default: the bundle's version answers when none is asked for.
+    """
+    checks: list[Check] = []
+    for endpoint in endpoints:
+        for protocol in endpoint.protocols:
+            with console.status(f"verifying {endpoint.server} over {protocol}"):
+                checks += verify(endpoint, protocol, bundle, settings, is_default=is_default)
+    lanes = list(dict.fromkeys(check.lane for check in checks))
+    table = _table(bundle.name, *lanes)
+    table.columns[0].no_wrap = True
     for name in dict.fromkeys(check.name for check in checks):
         table.add_row(name, *(_cell(check) for check in checks if check.name == name))
     console.print(table)
-    failed = [check for check in checks if not check.passed]
+    failed = [check for check in checks if check.passed is False]
     for check in failed:
-        console.print(Text(f"{check.server}, {check.name}: {check.detail}", "red"))
+        console.print(Text(f"{check.lane}, {check.name}: {check.detail}", "red"))
     return not failed
 
 
@@ -151,6 +309,8 @@ def _settled_line(name: str, server: ServerState, seconds: float) -> Text:
 
 
 def _cell(check: Check) -> Text:
+    if check.passed is None:
+        return Text("-", "dim")
     return Text("ok", "green") if check.passed else Text("FAILED", "bold red")
 
 
@@ -160,7 +320,7 @@ def _table(*columns: str) -> Table:
 
 def _canary_fault(server: ServerState, bundle: Bundle) -> str:
     """'' if the server answers a golden picture rightly, else what is wrong."""
-    if server.phase != "ready" or server.endpoint is None:
+    if server.phase not in UP or server.endpoint is None:
         return "-"
     try:
         model, version, key = bundle.manifest.model, bundle.manifest.version, load_settings().client_key

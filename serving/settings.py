@@ -4,6 +4,7 @@ Command line over environment (`TRIDENT_MAX_BATCH_SIZE=16`, `TRIDENT_PORTS__FAST
 default. Unknown keys are refused wherever they stand.
 """
 
+import ipaddress
 import json
 import math
 import os
@@ -88,7 +89,11 @@ class ServingSettings(BaseSettings):
     max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, ge=1, le=MAX_IMAGE_PIXELS)
 
     api_keys: tuple[Annotated[SecretStr, Field(min_length=1)], ...] = Field(
-        default=(), description="if there are any, FastAPI predicts and changes models only for them"
+        default=(), description="if there are any, the servers answer only to them; Triton knows only the first"
+    )
+    trust_network: bool = Field(
+        default=False,
+        description="serve without keys also where others can reach it: a container network, with a proxy in front",
     )
 
     triton_classifier: Literal["native", "python"] = Field(
@@ -105,7 +110,9 @@ class ServingSettings(BaseSettings):
         description="a Triton as in the public image (/opt/tritonserver); empty: the one in triton_python's environment",
     )
 
-    host: str = "127.0.0.1"
+    host: str = Field(
+        default="127.0.0.1", description="where the servers listen; TorchServe's management always on 127.0.0.1"
+    )
     ports: Ports = Ports()
 
     @classmethod
@@ -124,6 +131,14 @@ class ServingSettings(BaseSettings):
     def threads_per_worker(self) -> int:
         """`threads`, or what the cores allow."""
         return self.threads or max(1, available_cores() // self.workers)
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether others than this machine can reach the servers."""
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
 
     @property
     def client_key(self) -> str | None:

@@ -20,6 +20,9 @@ COMMANDS = [
     "up",
     "status",
     "down",
+    "deploy",
+    "rollback",
+    "drill",
     "predict",
     "verify",
     "bench",
@@ -57,6 +60,8 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
     [
         (["status"], "no stack is running"),
         (["verify"], "trident up"),
+        (["rollback"], "trident up"),
+        (["predict", __file__, "--protocol", "udp"], "http and grpc"),
         (["export"], "trident train"),
         (["up"], "trident export"),
         (["report"], "trident bench"),

@@ -141,12 +141,27 @@ def test_another_preprocessing_is_found(serve: Callable[[Respond], Endpoint], di
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_verify_names_what_failed(serve: Callable[[Respond], Endpoint], digits: Bundle) -> None:
-    assert all(check.passed for check in verify(serve(model(digits)), digits))
-    failed = [check.name for check in verify(serve(model(digits, error_status=500)), digits) if not check.passed]
-    assert failed == ["truncated picture", "corrupt picture", "not a picture", "empty body"]
-    failed = [check.name for check in verify(serve(lambda _: (200, PREDICTION)), digits) if not check.passed]
-    assert len(failed) == 6
+def test_verify_finds_a_server_that_answers_by_another_version(
+    serve: Callable[[Respond], Endpoint], digits: Bundle
+) -> None:
+    checks = {check.name: check.passed for check in verify(serve(model(digits, version=2)), "http", digits)}
+    assert checks["golden probabilities"]
+    assert checks["labels"]
+    assert checks["version"] is False
+    assert checks["default version"] is False
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_verify_finds_errors_that_are_not_the_clients(serve: Callable[[Respond], Endpoint], digits: Bundle) -> None:
+    checks = {check.name: check.passed for check in verify(serve(model(digits, error_status=500)), "http", digits)}
+    broken = ("truncated picture", "corrupt picture", "not a picture", "empty body", "too many pixels")
+    assert [checks[name] for name in broken] == [False] * len(broken)
+    assert checks["golden answers again"]
+
+
+def test_verify_of_a_server_that_always_says_the_same(serve: Callable[[Respond], Endpoint], digits: Bundle) -> None:
+    checks = verify(serve(lambda _: (200, PREDICTION)), "http", digits)
+    assert {check.passed for check in checks if "golden" in check.name or "picture" in check.name} == {False}
 
 
 def test_nobody_listens(digits: Bundle) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import psutil
 
+from serving.scratch import scratch_name
+from serving.server_plan import SERVERS
+
 TRIDENT = Path(sys.executable).with_name("trident")
 
 
@@ -41,3 +44,9 @@ def leftovers() -> set[str]:
     """Trident's shared memory and temporary folders on this machine."""
     shared = {path.name for path in Path("/dev/shm").glob("trident_*")}
     return shared | {path.name for path in Path(tempfile.gettempdir()).glob("trident_*")}
+
+
+def leftovers_of(folder: Path) -> list[str]:
+    """Shared memory and temporary folders of the stack in a working folder."""
+    names = [scratch_name(folder / "artifacts" / "stack" / server) for server in SERVERS]
+    return [name for name in sorted(leftovers()) if name.startswith(tuple(names))]

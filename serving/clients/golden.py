@@ -9,6 +9,7 @@ from serving.bundle import Bundle
 from serving.clients.client import Client
 from serving.errors import TridentError
 from serving.postprocess import Probabilities
+from serving.schemas import Prediction
 
 TOLERANCE: Final = 1e-4
 
@@ -29,41 +30,57 @@ class GoldenResult:
         return not self.faults
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """One answer against what is expected: what is wrong with its version, its labels, its probabilities ('' if
+    nothing), and the largest |difference|.
+    """
+
+    version: str
+    labels: str
+    probabilities: str
+    max_abs_difference: float
+
+    @property
+    def fault(self) -> str:
+        """The first thing that is wrong, or ''."""
+        return self.version or self.labels or self.probabilities
+
+
 def check_golden(client: Client, bundle: Bundle, tolerance: float = TOLERANCE) -> GoldenResult:
     """Send every golden picture, and compare model, version, labels, top-1 and each probability."""
     worst, faults = 0.0, []
     pictures = bundle.golden_pictures()
     for (name, data), expected in zip(pictures, bundle.golden_probabilities(), strict=True):
         try:
-            difference, fault = _compare(client, bundle, data, expected, tolerance)
+            answer = client.predict(data, top_k=len(bundle.manifest.labels))
         except TridentError as error:
             difference, fault = float("nan"), error.message
+        else:
+            compared = compare(answer, bundle, expected, tolerance)
+            difference, fault = compared.max_abs_difference, compared.fault
         worst = max(worst, difference)
         if fault:
             faults.append(f"{name}: {fault}")
     return GoldenResult(len(pictures), worst, tuple(faults))
 
 
-def _compare(
-    client: Client, bundle: Bundle, data: bytes, expected: Probabilities, tolerance: float
-) -> tuple[float, str]:
-    """The largest |difference|, and what is wrong ('' if nothing)."""
+def compare(answer: Prediction, bundle: Bundle, expected: Probabilities, tolerance: float = TOLERANCE) -> Comparison:
+    """Compare an answer with all classes of a bundle's model to float32 `[classes]`."""
     manifest = bundle.manifest
-    answer = client.predict(data, top_k=len(manifest.labels))
+    version = labels = probabilities = ""
     if (answer.model, answer.version) != (manifest.model, manifest.version):
-        return float("nan"), f"answered by {answer.model}:{answer.version} instead of {bundle.name}"
-    if len(answer.predictions) != len(expected):
-        return float("nan"), f"{len(answer.predictions)} classes instead of {len(expected)}"
+        version = f"answered by {answer.model}:{answer.version} instead of {bundle.name}"
     got = np.full(len(expected), np.nan)
     for entry in answer.predictions:
+        if entry.class_id < len(expected):
+            got[entry.class_id] = entry.probability
         if entry.class_id >= len(expected) or entry.label != manifest.labels[entry.class_id]:
-            return float("nan"), f"class {entry.class_id} is labelled {entry.label!r}"
-        got[entry.class_id] = entry.probability
+            labels = labels or f"class {entry.class_id} is labelled {entry.label!r}"
     difference = float(np.abs(got - expected).max())
-    top = int(expected.argmax())
-    tops = f"top-1 {answer.top.label!r}, golden {manifest.labels[top]!r}"
-    if not difference <= tolerance:
-        return difference, f"probabilities differ by {difference:.1e} (allowed {tolerance:.0e}); {tops}"
-    if answer.top.class_id != top and expected[top] - expected[answer.top.class_id] > 2 * difference:
-        return difference, tops
-    return difference, ""
+    if len(answer.predictions) != len(expected):
+        probabilities = f"{len(answer.predictions)} classes instead of {len(expected)}"
+    elif not difference <= tolerance:
+        tops = f"top-1 class {answer.top.class_id}, golden {int(expected.argmax())}"
+        probabilities = f"probabilities differ by {difference:.1e} (allowed {tolerance:.0e}); {tops}"
+    return Comparison(version, labels, probabilities, difference)

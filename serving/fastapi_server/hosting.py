@@ -134,6 +134,7 @@ class Hosting:
 
     async def load(self, model: str, version: int | None = None, *, make_default: bool = True) -> HostedModel:
         """Load a version (by default the highest there is) beside what is loaded; then let it be the one that answers.
+        What is loaded already, from the same files, is not loaded again.
 
         Raises:
             UnknownModelError: there is no such bundle.
@@ -142,6 +143,11 @@ class Hosting:
         async with self._changing:
             wanted = await self.find_version(model, version)
             bundle = await asyncio.to_thread(find_bundle, f"{model}:{wanted}", self._settings.bundles)
+            loaded = self._models.get(model, {}).get(wanted)
+            if loaded is not None and loaded.bundle.manifest == bundle.manifest:
+                if make_default:
+                    self._default_versions[model] = wanted
+                return loaded
             return await self._load(bundle, make_default=make_default)
 
     async def find_version(self, model: str, version: int | None) -> int:

@@ -6,10 +6,13 @@ the two servers it speaks to:
     digits              picture: BYTES [N, 1], encoded pictures       -> answer: BYTES [N, 1], JSON
     digits_classifier   image: UINT8 [N, 3, H, W], pixels             -> probabilities: FP32 [N, classes]
 
+and, as in Triton, each version as `digits_v3` and `digits_v3_classifier`.
+
 https://github.com/open-inference/open-inference-protocol
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +48,7 @@ from serving.fastapi_server.tensors import (
 from serving.postprocess import TOP_K_HEADER, answer, parse_top_k
 
 CLASSIFIER: Final = "_classifier"
+_VERSIONED: Final = re.compile(r"(.+)_v([0-9]{1,9})")
 _MAX_REPOSITORY_BODY: Final = 65_536
 _PLATFORM: Final = {"onnxruntime": "onnxruntime_onnx", "torchscript": "pytorch_libtorch"}
 
@@ -154,9 +158,13 @@ def find_served(service: Service, model: str, version: str | None) -> Served:
     if version is not None and not (version.isdecimal() and len(version) <= 9):
         raise UnknownModelError(f"no version {version[:20]!r} of {model}")
     number = int(version) if version is not None else None
+    base, is_classifier = model, False
     if model.endswith(CLASSIFIER) and not service.hosting.versions(model):
-        return Served(model, service.hosting.find(model.removesuffix(CLASSIFIER), number), is_classifier=True)
-    return Served(model, service.hosting.find(model, number), is_classifier=False)
+        base, is_classifier = model.removesuffix(CLASSIFIER), True
+    versioned = _VERSIONED.fullmatch(base)
+    if versioned is not None and not service.hosting.versions(base):
+        base, number = versioned[1], int(versioned[2])
+    return Served(model, service.hosting.find(base, number), is_classifier=is_classifier)
 
 
 @router.get("/models/{model}", tags=[Protocol], responses=documented(404, 503))
@@ -171,6 +179,34 @@ async def model_metadata(service: TheService, model: str, version: str | None = 
         "platform": _PLATFORM[service.settings.runtime] if served.is_classifier else "ensemble",
         "inputs": served.inputs,
         "outputs": served.outputs,
+    }
+
+
+@router.get("/models/{model}/config", tags=[Protocol], dependencies=Admitted, responses=documented(401, 404, 429, 503))
+@router.get(
+    "/models/{model}/versions/{version}/config",
+    tags=[Protocol],
+    dependencies=Admitted,
+    responses=documented(401, 404, 429, 503),
+)
+async def model_config(service: TheService, model: str, version: str | None = None) -> dict[str, Any]:
+    """What the model runs with, as Triton's model configuration extension says it."""
+    served, settings = find_served(service, model, version), service.settings
+    parameters = {
+        "intra_op_thread_count": settings.threads_per_worker,
+        "precision": settings.precision,
+        "queue_size": settings.queue_size,
+        "request_timeout_s": settings.request_timeout_s,
+        "max_body_bytes": settings.max_body_bytes,
+        "max_image_pixels": settings.max_image_pixels,
+    }
+    return {
+        "name": model,
+        "platform": _PLATFORM[settings.runtime] if served.is_classifier else "ensemble",
+        "max_batch_size": settings.max_batch_size,
+        "dynamic_batching": {"max_queue_delay_microseconds": round(settings.queue_delay_ms * 1000)},
+        "instance_group": [{"count": settings.workers}],
+        "parameters": {key: {"string_value": str(value)} for key, value in parameters.items()},
     }
 
 

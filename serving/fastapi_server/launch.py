@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving.bundle import Bundle
+from serving.fastapi_server.care import FastapiCare
+from serving.fastapi_server.versions import FastapiVersions
 from serving.scratch import make_scratch_folder, remove_scratch, scratch_folder
 from serving.server_plan import Endpoint, ServerPlan, answers_200
 from serving.settings import ServingSettings
@@ -13,7 +15,9 @@ from serving.settings import ServingSettings
 
 def plan_fastapi(settings: ServingSettings, bundles: Sequence[Bundle], folder: Path) -> ServerPlan:
     """The service gets its settings by environment, with the bundles as paths."""
-    served = settings.model_copy(update={"models": tuple(str(bundle.path) for bundle in bundles)})
+    served = settings.model_copy(
+        update={"models": tuple(str(bundle.path) for bundle in bundles), "bundles": settings.bundles.resolve()}
+    )
     url = f"http://{settings.host}:{settings.ports.fastapi}"
     environment = os.environ | served.as_environment()
     environment |= {"OMP_NUM_THREADS": str(settings.threads_per_worker), "PYTHONUNBUFFERED": "1"}
@@ -26,5 +30,7 @@ def plan_fastapi(settings: ServingSettings, bundles: Sequence[Bundle], folder: P
         before_start=lambda: make_scratch_folder(folder),
         cleanup=lambda: remove_scratch(folder),
         workers_ready=lambda: answers_200(f"{url}/v2/health/ready"),
+        versions=FastapiVersions(url, settings),
+        care=lambda pid: FastapiCare(pid, settings.workers),
         stop_timeout_s=settings.request_timeout_s + 10,
     )

@@ -13,12 +13,13 @@ from typing import Final
 
 import psutil
 
+from serving.bundle import Bundle
 from serving.errors import DeploymentError
 from serving.scratch import remove_scratch
 from serving.server_plan import SERVERS, ServerName
 from serving.settings import ServingSettings
 from serving.stack.ports import check_ports_free, free_ports
-from serving.stack.state import STACK, StackState, log_path, read_state
+from serving.stack.state import ROLLOUT_REQUEST, STACK, RolloutState, StackState, log_path, read_state
 
 OnChange = Callable[[StackState], None]
 STOP_TIMEOUT_S: Final = 60.0
@@ -51,6 +52,10 @@ def start_stack(
         DeploymentError: a stack runs already, a port is taken, or a server did not become ready. Then nothing is left
         running.
     """
+    if settings.is_exposed and not settings.api_keys and not settings.trust_network:
+        raise DeploymentError(
+            f"host = {settings.host} lets others reach the servers: set api_keys, or trust_network if a proxy asks for keys"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with _starting(folder):
         running = current_stack(folder)
@@ -99,7 +104,41 @@ def stop_stack(folder: Path = STACK, on_change: OnChange = lambda _: None) -> bo
             on_change(state)
             last = state
         time.sleep(_POLL_S)
+    for process in [process for process in _spawned if process.pid == supervisor.pid]:
+        process.wait()
+        _spawned.remove(process)
     return True
+
+
+def roll_out_bundle(bundle: Bundle, folder: Path = STACK, on_change: OnChange = lambda _: None) -> RolloutState:
+    """Put another version of a model on all running servers; return when that is done, or was refused.
+
+    Raises:
+        DeploymentError: no stack runs, or it ended meanwhile, or another rollout is under way.
+    """
+    with _starting(folder):
+        state = current_stack(folder)
+        if state is None:
+            raise DeploymentError("no stack is running; start it with `trident up`")
+        before = state.rollout.number if state.rollout is not None else 0
+        request = folder / ROLLOUT_REQUEST
+        draft = request.with_suffix(".draft")
+        draft.write_text(str(bundle.path))
+        draft.replace(request)
+        os.kill(state.pid, signal.SIGUSR1)
+        last = None
+        while True:
+            state = current_stack(folder)
+            if state is None:
+                raise DeploymentError(f"the stack ended during the rollout; see {folder / 'supervisor.log'}")
+            rollout = state.rollout
+            if rollout is not None and rollout.number > before:
+                if state != last:
+                    on_change(state)
+                    last = state
+                if rollout.over:
+                    return rollout
+            time.sleep(_POLL_S)
 
 
 @contextmanager
@@ -117,6 +156,7 @@ def running_stack(
 
 
 _owner_pipes: Final[list[int]] = []  # write ends, open as long as this process lives
+_spawned: Final[list[subprocess.Popen[bytes]]] = []  # the supervisors that this process started
 
 
 def _spawn_supervisor(
@@ -141,6 +181,7 @@ def _spawn_supervisor(
         )
     for descriptor in inherited:
         os.close(descriptor)
+    _spawned.append(process)
     return process
 
 
@@ -188,10 +229,11 @@ def _supervisor(state: StackState) -> psutil.Process | None:
 
 @contextmanager
 def _starting(folder: Path) -> Iterator[None]:
-    """Only one start at a time in a folder."""
+    """Only one start or rollout at a time in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise DeploymentError("another `trident` is starting the stack right now") from error
+            raise DeploymentError("another `trident` is starting the stack, or rolling out, right now") from error
         yield

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from serving.bundle import Bundle, find_bundle, read_bundle
 from serving.errors import DeploymentError
 from serving.server_plan import SERVERS, Endpoint, Protocol, ServerName
-from serving.settings import load_settings
+from serving.settings import ServingSettings, load_settings
 from serving.stack.control import current_stack
 
 
@@ -76,14 +76,48 @@ def find_endpoints(servers: str, urls: Sequence[str] | None, model: str | None) 
     return [ready[name] for name in names], bundle
 
 
+def settings_in_force(*, given: bool) -> ServingSettings:
+    """The settings of the running stack, with the keys of this process's settings; or with `given` addresses, of which
+    nothing is known, this process's own.
+    """
+    ours = load_settings()
+    state = None if given else current_stack()
+    return ours if state is None else state.settings.model_copy(update={"api_keys": ours.api_keys})
+
+
+def is_default_version(bundle: Bundle) -> bool:
+    """Whether the running stack answers with this bundle when no version is asked for."""
+    state = current_stack()
+    served = [] if state is None else [path for path in state.bundles if path.parent.name == bundle.manifest.model]
+    return bool(served) and served[-1].name == str(bundle.manifest.version)
+
+
 def parse_url(entry: str) -> Endpoint:
-    """`SERVER=URL`.
+    """`SERVER=URL`, and where it matters the gRPC and metrics addresses too: `SERVER=URL,HOST:PORT,METRICS_URL`.
 
     Raises:
         DeploymentError: it is something else.
     """
-    server, _, url = entry.partition("=")
+    server, _, addresses = entry.partition("=")
+    url, _, more = addresses.partition(",")
+    grpc, _, metrics_url = more.partition(",")
     if server not in SERVERS or not url.startswith(("http://", "https://")):
         example = "fastapi=http://127.0.0.1:8000"
         raise DeploymentError(f"--url {entry!r} is not SERVER=URL ({example}); servers are {', '.join(SERVERS)}")
-    return Endpoint(server=server, url=url.rstrip("/"), metrics_url=f"{url.rstrip('/')}/metrics")
+    url = url.rstrip("/")
+    return Endpoint(server=server, url=url, grpc=grpc or None, metrics_url=metrics_url or f"{url}/metrics")
+
+
+def previous_bundle() -> Bundle:
+    """What the last rollout of the running stack replaced.
+
+    Raises:
+        DeploymentError: no stack runs, or nothing was rolled out.
+        BundleError: it is not there any more.
+    """
+    state = current_stack()
+    if state is None:
+        raise DeploymentError("no stack is running; start it with `trident up`")
+    if state.previous is None:
+        raise DeploymentError("nothing was rolled out since `trident up`; there is nothing to go back to")
+    return read_bundle(state.previous)

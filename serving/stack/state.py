@@ -11,8 +11,12 @@ from serving.server_plan import Endpoint, ServerName
 from serving.settings import ServingSettings
 
 STACK: Final = Path("artifacts/stack")
+ROLLOUT_REQUEST: Final = "rollout.request"  # a file in the stack's folder: the path of the bundle to roll out
 
-Phase = Literal["preparing", "starting", "ready", "restarting", "failed", "stopping", "stopped"]
+# degraded: it runs, but something in it is broken; `message` says what, and what is done about it.
+Phase = Literal["preparing", "starting", "ready", "degraded", "restarting", "failed", "stopping", "stopped"]
+RolloutPhase = Literal["loading", "verifying", "switching", "unloading", "done", "refused"]
+UP: Final[tuple[Phase, ...]] = ("ready", "degraded")
 
 
 class ServerState(BaseModel):
@@ -24,8 +28,26 @@ class ServerState(BaseModel):
     pid: int | None = None
     endpoint: Endpoint | None = None
     restarts: int = 0
+    mended: int = 0
     ready_after_s: float | None = None
     message: str = ""
+
+
+class RolloutState(BaseModel):
+    """The last rollout, or the one that is under way. `message` says why it was refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    number: int
+    bundle: Path
+    phase: RolloutPhase = "loading"
+    steps: dict[ServerName, str] = {}
+    message: str = ""
+
+    @property
+    def over(self) -> bool:
+        """It is done or refused."""
+        return self.phase in ("done", "refused")
 
 
 class StackState(BaseModel):
@@ -40,12 +62,14 @@ class StackState(BaseModel):
     started: datetime = Field(default_factory=lambda: datetime.now(UTC))
     settings: ServingSettings
     bundles: list[Path]
+    previous: Path | None = Field(default=None, description="what the last rollout replaced")
+    rollout: RolloutState | None = None
     servers: dict[ServerName, ServerState]
 
     @property
     def settled(self) -> bool:
-        """Every server is ready or failed."""
-        return all(server.phase in ("ready", "failed") for server in self.servers.values())
+        """Every server is up or failed."""
+        return all(server.phase in (*UP, "failed") for server in self.servers.values())
 
     @property
     def ready(self) -> bool:
@@ -57,11 +81,9 @@ class StackState(BaseModel):
         return {name: (server.pid,) for name, server in self.servers.items() if server.pid is not None}
 
     def endpoints(self) -> list[Endpoint]:
-        """Where the ready servers answer."""
+        """Where the servers answer that are up."""
         return [
-            server.endpoint
-            for server in self.servers.values()
-            if server.phase == "ready" and server.endpoint is not None
+            server.endpoint for server in self.servers.values() if server.phase in UP and server.endpoint is not None
         ]
 
 

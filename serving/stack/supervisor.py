@@ -3,7 +3,8 @@ stops everything.
 
     python -m serving.stack.supervisor FOLDER SERVER... [--owner-fd N]      (settings by environment)
 
-With an owner, it stops when the other end of the pipe N is closed: also when its owner is killed.
+With an owner, it stops when the other end of the pipe N is closed: also when its owner is killed. On SIGUSR1 it rolls out
+the bundle that `rollout.request` in its folder names.
 """
 
 import argparse
@@ -19,16 +20,25 @@ from typing import Final
 
 import psutil
 
-from serving.bundle import Bundle, find_bundle
-from serving.clients.golden import TOLERANCE
-from serving.clients.http_client import HttpClient
-from serving.errors import TridentError
+from serving.bundle import Bundle, find_bundle, read_bundle
+from serving.errors import DeploymentError, TridentError
 from serving.fastapi_server.launch import plan_fastapi
 from serving.processes import adopt_orphans
-from serving.server_plan import Endpoint, ServerName, ServerPlan
+from serving.server_plan import Care, ServerName, ServerPlan
 from serving.settings import ServingSettings, load_settings
+from serving.stack.canary import canary_fault
 from serving.stack.child import Child
-from serving.stack.state import ServerState, StackState, log_path, write_state
+from serving.stack.rollout import roll_out
+from serving.stack.state import (
+    ROLLOUT_REQUEST,
+    UP,
+    RolloutPhase,
+    RolloutState,
+    ServerState,
+    StackState,
+    log_path,
+    write_state,
+)
 from serving.torchserve_server.launch import plan_torchserve
 from serving.triton_server.launch import plan_triton
 
@@ -40,6 +50,9 @@ PLANNERS: Final[Mapping[ServerName, Callable[[ServingSettings, Sequence[Bundle],
 POLL_S: Final = 0.1
 MAX_RESTARTS: Final = 5
 STABLE_S: Final = 60.0
+WATCH_S: Final = 1.0  # how often a server's workers are counted
+CANARY_S: Final = 5.0  # how often it is asked a real question
+MAX_SILENT: Final = 3  # questions without a right answer, one after another, after which it is started again
 
 log = logging.getLogger("trident.supervisor")
 
@@ -54,6 +67,10 @@ class Supervisor:
             os.sched_setaffinity(0, settings.cores)  # inherited by every server
         self.bundles = [find_bundle(reference, settings.bundles) for reference in settings.models or (None,)]
         self.stop = asyncio.Event()
+        self.rollout_asked = asyncio.Event()
+        self._plans: dict[ServerName, ServerPlan] = {}
+        self._planned: dict[ServerName, list[str]] = {}  # for which bundles
+        self._rolling = False
         self.state = StackState(
             pid=os.getpid(),
             process_created=psutil.Process().create_time(),
@@ -66,60 +83,72 @@ class Supervisor:
         """Until `stop` is set."""
         write_state(self.state, self.folder)
         async with asyncio.TaskGroup() as tasks:
+            rollouts = tasks.create_task(self._roll_out_when_asked())
             for server in self.state.servers:
                 tasks.create_task(self._keep_running(server))
+            await self.stop.wait()
+            rollouts.cancel()
+
+    # --- one server's life
 
     async def _keep_running(self, server: ServerName) -> None:
-        """Prepare, start, and restart; one server's life."""
+        """Prepare, start, and restart."""
         try:
-            plan = await asyncio.to_thread(PLANNERS[server], self.settings, self.bundles, self.folder / server)
+            while not self.stop.is_set() and await self._one_life(server, await self._plan(server)):
+                pass
         except TridentError as error:
             self._note(server, phase="failed", message=error.message)
-            await self.stop.wait()
-            return
         except Exception as error:  # what we did not foresee must be shown, not lost with this task
             log.exception("%s could not be prepared", server)
             self._note(server, phase="failed", message=f"{type(error).__name__}: {error}")
-            await self.stop.wait()
-            return
         try:
-            while not self.stop.is_set() and await self._one_life(server, plan):
-                pass
             await self.stop.wait()
         finally:
-            plan.cleanup()
+            if server in self._plans:
+                self._plans[server].cleanup()
             self._note(server, phase="stopped", pid=None)
+
+    async def _plan(self, server: ServerName) -> ServerPlan:
+        """The plan of the last start, or a new one if a rollout has changed what is served since."""
+        names = [bundle.name for bundle in self.bundles]
+        if self._planned.get(server) != names:
+            self._plans[server] = await asyncio.to_thread(
+                PLANNERS[server], self.settings, self.bundles, self.folder / server
+            )
+            self._planned[server] = names
+        return self._plans[server]
 
     async def _one_life(self, server: ServerName, plan: ServerPlan) -> bool:
         """Start the server, wait until it ends or is to stop. True if it should be started again."""
-        restarts = self.state.servers[server].restarts
-        phase = "restarting" if restarts else "starting"
+        state = self.state.servers[server]
+        was_ready, restarts = state.ready_after_s is not None, state.restarts
         started = time.monotonic()
         plan.before_start()
         child = await Child.start(plan.command, plan.environment, plan.folder, log_path(self.folder, server))
-        self._note(server, phase=phase, pid=child.pid, endpoint=plan.endpoint, message="")
+        phase = "restarting" if restarts else "starting"
+        self._note(server, phase=phase, pid=child.pid, endpoint=plan.endpoint)
+        care = plan.care(child.pid)
         try:
-            fault = await self._until_ready(child, plan)
-            if fault:
-                self._note(server, phase="failed", message=fault)
+            why = await self._until_ready(child, plan)
+            if why and not was_ready:
+                self._note(server, phase="failed", message=why)
                 return False
-            if self.stop.is_set():
-                return False
-            self._note(server, phase="ready", ready_after_s=round(time.monotonic() - started, 1))
-            await _first(child.wait(), self.stop.wait())
+            if not why and not self.stop.is_set():
+                self._note(server, phase="ready", message="", ready_after_s=round(time.monotonic() - started, 1))
+                why = await self._watch(server, child, plan, care)
             if self.stop.is_set():
                 return False
         finally:
             if self.stop.is_set():
                 self._note(server, phase="stopping")
+                await self._drain(server, child, care)
             await child.stop(plan.stop_timeout_s)
         restarts = 1 if time.monotonic() - started > STABLE_S else restarts + 1
-        message = f"ended with {child.exit_code}"
         if restarts > MAX_RESTARTS:
-            self._note(server, phase="failed", message=f"{message}; given up after {MAX_RESTARTS} restarts")
+            self._note(server, phase="failed", pid=None, message=f"{why}; given up after {MAX_RESTARTS} restarts")
             return False
-        self._note(server, phase="restarting", pid=None, restarts=restarts, message=message)
-        await _first(asyncio.sleep(min(8.0, 0.25 * 2**restarts)), self.stop.wait())
+        self._note(server, phase="restarting", pid=None, restarts=restarts, message=why)
+        await _first(asyncio.sleep(min(8.0, 0.125 * 2**restarts)), self.stop.wait())
         return True
 
     async def _until_ready(self, child: Child, plan: ServerPlan) -> str:
@@ -131,36 +160,134 @@ class Supervisor:
                 return f"ended with {child.exit_code} while starting"
             try:
                 if await asyncio.to_thread(plan.workers_ready):
-                    last = await asyncio.to_thread(_canary, plan.endpoint, self.bundles, self.settings.client_key)
+                    last = await asyncio.to_thread(canary_fault, plan.endpoint, self.bundles, self.settings)
                     if not last:
                         return ""
-            except (OSError, ValueError) as error:  # not listening yet
+            except (OSError, ValueError, TridentError) as error:  # not listening yet
                 last = str(error)
             if time.monotonic() > deadline:
                 return f"not ready after {self.settings.start_timeout_s:.0f} s: {last}"
             await asyncio.sleep(POLL_S)
         return ""
 
+    async def _watch(self, server: ServerName, child: Child, plan: ServerPlan, care: Care) -> str:
+        """Look after a server that was ready, until it ends, is to stop, or cannot be mended. Returns why it is to be
+        started again.
+        """
+        silent, checked = 0, time.monotonic()
+        while True:
+            await _first(child.wait(), self.stop.wait(), asyncio.sleep(WATCH_S))
+            if child.exit_code is not None:
+                return f"ended with {child.exit_code}"
+            if self.stop.is_set():
+                return ""
+            if self._rolling:
+                continue
+            state = self.state.servers[server]
+            broken = await self._try(care.fault)
+            wrong = ""
+            if broken or state.phase == "degraded" or time.monotonic() - checked > CANARY_S:
+                wrong = await asyncio.to_thread(
+                    canary_fault, plan.endpoint, self.bundles, self.settings, busy_is_well=True
+                )
+                checked = time.monotonic()
+            silent = silent + 1 if wrong else 0
+            if not broken and not wrong:
+                if state.phase == "degraded":
+                    self._note(server, phase="ready", message="")
+                continue
+            self._note(server, phase="degraded", message=broken or wrong)
+            mended = await self._try(care.mend)
+            if mended:
+                self._note(server, message=f"{broken or wrong}: {mended}", mended=state.mended + 1)
+            elif silent >= MAX_SILENT and child.exit_code is None:
+                self._planned.pop(server, None)  # perhaps its files are not what they were: write them again
+                return wrong
+
+    async def _try(self, action: Callable[[Sequence[Bundle]], str]) -> str:
+        """What a server's care says; '' if the server cannot be asked (then the canary finds out)."""
+        try:
+            return await asyncio.to_thread(action, self.bundles)
+        except (TridentError, OSError, ValueError) as error:
+            log.warning("%s: %s", getattr(action, "__qualname__", action), error)
+            return ""
+
+    async def _drain(self, server: ServerName, child: Child, care: Care) -> None:
+        """Give the server the time to answer what it took."""
+        if child.exit_code is None and self.state.servers[server].ready_after_s is not None:
+            try:
+                await asyncio.to_thread(care.drain, self.bundles, self.settings.request_timeout_s)
+            except (TridentError, OSError, ValueError) as error:
+                log.warning("%s is stopped without draining: %s", server, error)
+
+    # --- rollouts
+
+    async def _roll_out_when_asked(self) -> None:
+        while True:
+            await self.rollout_asked.wait()
+            self.rollout_asked.clear()
+            request = (self.folder / ROLLOUT_REQUEST).read_text()
+            await self._roll_out(Path(request))
+
+    async def _roll_out(self, path: Path) -> None:
+        """Replace the version of a model that is served by the bundle in `path`."""
+        number = self.state.rollout.number + 1 if self.state.rollout else 1
+        self._note_rollout(RolloutState(number=number, bundle=path))
+        loop = asyncio.get_running_loop()
+
+        def on_phase(phase: RolloutPhase) -> None:
+            loop.call_soon_threadsafe(lambda: self._change_rollout({"phase": phase}))
+
+        def on_step(server: ServerName, step: str) -> None:
+            loop.call_soon_threadsafe(lambda: self._change_rollout({}, {server: step}))
+
+        self._rolling = True
+        try:
+            new = read_bundle(path)
+            old = self._replaced_by(new)
+            await asyncio.to_thread(roll_out, self._plans, old, new, self.settings, on_phase, on_step)
+        except TridentError as error:
+            self._change_rollout({"phase": "refused", "message": error.message})
+        except Exception as error:
+            log.exception("the rollout of %s failed", path)
+            self._change_rollout({"phase": "refused", "message": f"{type(error).__name__}: {error}"})
+        else:
+            self.bundles = [new if bundle is old else bundle for bundle in self.bundles]
+            self.state.bundles = [bundle.path for bundle in self.bundles]
+            self.state.previous = old.path
+            await asyncio.sleep(0)  # the last steps
+            self._change_rollout({"phase": "done"})
+        finally:
+            self._rolling = False
+
+    def _replaced_by(self, new: Bundle) -> Bundle:
+        down = [server for server, state in self.state.servers.items() if state.phase not in UP]
+        if down:
+            raise DeploymentError(f"{', '.join(down)} is not ready; see `trident status`")
+        if any(bundle.manifest == new.manifest for bundle in self.bundles):
+            raise DeploymentError(f"{new.name} is served already")
+        served = [bundle for bundle in self.bundles if bundle.manifest.model == new.manifest.model]
+        if not served:
+            names = ", ".join(bundle.name for bundle in self.bundles)
+            raise DeploymentError(f"{new.name} is no version of what is served ({names}); start it with `trident up`")
+        if any(bundle.manifest.version == new.manifest.version for bundle in served):
+            raise DeploymentError(f"another {new.name} is served already; export under a new version")
+        return served[-1]
+
+    def _change_rollout(self, changes: dict[str, object], steps: dict[ServerName, str] | None = None) -> None:
+        assert self.state.rollout is not None
+        merged = self.state.rollout.steps | (steps or {})
+        self._note_rollout(self.state.rollout.model_copy(update={**changes, "steps": merged}))
+
+    def _note_rollout(self, rollout: RolloutState) -> None:
+        self.state.rollout = rollout
+        log.info("rollout of %s: %s %s %s", rollout.bundle, rollout.phase, rollout.steps, rollout.message)
+        write_state(self.state, self.folder)
+
     def _note(self, server: ServerName, **changes: object) -> None:
         self.state.servers[server] = ServerState.model_validate(self.state.servers[server].model_dump() | changes)
         log.info("%s: %s", server, ", ".join(f"{key}={value}" for key, value in changes.items() if key != "endpoint"))
         write_state(self.state, self.folder)
-
-
-def _canary(endpoint: Endpoint, bundles: Sequence[Bundle], api_key: str | None) -> str:
-    """One real prediction per model: '' if the server gives the golden answer, else what is wrong."""
-    for bundle in bundles:
-        manifest = bundle.manifest
-        name, picture = bundle.golden_pictures()[0]
-        expected = bundle.golden_probabilities()[0]
-        try:
-            with HttpClient(endpoint, manifest.model, manifest.version, api_key=api_key) as client:
-                top = client.predict(picture).top
-        except TridentError as error:
-            return error.message
-        if abs(top.probability - expected[top.class_id]) > TOLERANCE:
-            return f"wrong answer to {name}: {top.label} {top.probability:.4f}, golden {expected[top.class_id]:.4f}"
-    return ""
 
 
 async def _first(*awaitables: object) -> None:
@@ -178,6 +305,7 @@ async def _serve(arguments: argparse.Namespace, settings: ServingSettings) -> No
     supervisor = Supervisor(arguments.folder, arguments.servers, settings)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, supervisor.stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, supervisor.rollout_asked.set)
     if arguments.owner_fd is not None:
         loop.add_reader(arguments.owner_fd, supervisor.stop.set)  # readable means closed: nothing is ever written
     await supervisor.run()

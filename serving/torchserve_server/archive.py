@@ -15,6 +15,11 @@ from serving.errors import DeploymentError
 HANDLER: Final = Path(__file__).with_name("handler.py")
 
 
+def archive_name(bundle: Bundle) -> str:
+    """The archive's file name in the model store."""
+    return f"{bundle.manifest.model}-{bundle.manifest.version}.mar"
+
+
 def build_archive(bundle: Bundle, model_config: dict[str, Any], store: Path) -> Path:
     """Pack the whole bundle with the handler and its configuration into `store`; the archive is whole or absent.
 
@@ -36,6 +41,6 @@ def build_archive(bundle: Bundle, model_config: dict[str, Any], store: Path) -> 
         built = Path(work) / f"{manifest.model}.mar"
         if done.returncode or not built.is_file():
             raise DeploymentError(f"torch-model-archiver failed: {(done.stderr or done.stdout).strip()[-2000:]}")
-        archive = store / f"{manifest.model}-{manifest.version}.mar"
+        archive = store / archive_name(bundle)
         os.replace(built, archive)
         return archive

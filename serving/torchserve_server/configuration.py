@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from serving.bundle import Bundle
 from serving.settings import ServingSettings
+from serving.torchserve_server.archive import archive_name
 
 LOOPBACK: Final = "127.0.0.1"
 _RESPONSE_BYTES: Final = 4 * 2**20  # a larger response kills the worker; 1000 classes need 80 KB
@@ -29,7 +30,8 @@ def model_config(settings: ServingSettings) -> dict[str, Any]:
         "maxRetryTimeoutInSec": 300,
         "jobQueueSize": settings.queue_size,
         "deviceType": "cpu" if settings.device == "cpu" else "gpu",
-        "trident": settings.model_dump(mode="json"),
+        # Keys are no part of an archive: workers read TRIDENT_API_KEYS.
+        "trident": settings.model_dump(mode="json", exclude={"api_keys"}),
     }
 
 
@@ -39,8 +41,11 @@ def batch_size(settings: ServingSettings) -> int:
 
 
 def config_properties(settings: ServingSettings, bundles: Sequence[Bundle], store: Path, metrics_config: Path) -> str:
-    """config.properties: only the listed models, no model API, bounded requests; management always on loopback."""
+    """config.properties: management on loopback only, models from the store alone, bounded requests."""
     host, ports = settings.host, settings.ports
+    default = {bundle.manifest.model: bundle for bundle in bundles}  # of several versions, the last named one
+    first = [bundle for bundle in bundles if default[bundle.manifest.model] is bundle]  # TorchServe takes the first
+    ordered = [*first, *(bundle for bundle in bundles if bundle not in first)]
     lines = {
         "inference_address": f"http://{host}:{ports.torchserve}",
         "management_address": f"http://{LOOPBACK}:{ports.torchserve_management}",
@@ -50,12 +55,13 @@ def config_properties(settings: ServingSettings, bundles: Sequence[Bundle], stor
         "grpc_management_address": LOOPBACK,
         "grpc_management_port": ports.torchserve_grpc_management,
         "model_store": store,
-        "load_models": ",".join(f"{b.manifest.model}={b.manifest.model}-{b.manifest.version}.mar" for b in bundles),
+        "load_models": ",".join(f"{bundle.manifest.model}={archive_name(bundle)}" for bundle in ordered),
         "allowed_urls": f"file://{store}/.*",
         "install_py_dep_per_model": "false",
-        "enable_model_api": "false",
+        "enable_model_api": "true",  # for rollouts; the management port is never bound beyond this machine
         "enable_envvars_config": "false",
-        # TorchServe's tokens change at every start and are answered with 400: authentication belongs in front of it.
+        # TorchServe's own tokens are random at every start, expire, and are answered with 400: handler.py asks for keys of
+        # ours instead.
         "disable_token_authorization": "true",
         "max_request_size": settings.max_body_bytes,
         "max_response_size": _RESPONSE_BYTES,

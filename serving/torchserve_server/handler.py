@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from pydantic_core import to_json
 
+from serving.api_keys import ApiKeys, given_key
 from serving.bundle import read_bundle
-from serving.errors import EmptyImageError, RequestError, TridentError
+from serving.errors import EmptyImageError, RequestError, TridentError, UnauthorizedError
 from serving.postprocess import TOP_K_HEADER, answer, parse_top_k
 from serving.preprocess import Pixels, preprocess
 from serving.runtimes import ready_runtime
@@ -37,7 +38,8 @@ class TridentHandler:
 
     def initialize(self, context: Any) -> None:
         """Load the model, warm it up, and reproduce its golden answers; TorchServe calls the worker ready afterwards."""
-        self.settings = ServingSettings(**context.model_yaml_config["trident"])
+        self.settings = ServingSettings(**context.model_yaml_config["trident"])  # and TRIDENT_API_KEYS
+        self.keys = ApiKeys(self.settings.api_keys)
         self.bundle = read_bundle(Path(context.system_properties["model_dir"]))
         self.runtime = ready_runtime(self.bundle, self.settings)
         log.info(
@@ -47,11 +49,14 @@ class TridentHandler:
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: one row per request."""
         began = time.perf_counter()
+        if _header(context, 0, "describe") == "True":
+            return [self._describe()] * len(rows)
         answers: list[bytes] = [b""] * len(rows)
         members: list[tuple[int, int, Pixels]] = []
         for index, row in enumerate(rows):
             started = time.perf_counter()
             try:
+                self._admit(context, index, row)
                 top_k = parse_top_k(_header(context, index, TOP_K_HEADER) or row.get("top_k"))
                 pixels = preprocess(_picture(row), self.bundle.manifest.input, self.settings.max_image_pixels)
                 members.append((index, top_k, pixels))
@@ -64,6 +69,26 @@ class TridentHandler:
             self._infer(members, answers, context)
         _observe(context, "trident_handler_seconds", time.perf_counter() - began)
         return answers
+
+    def _admit(self, context: Any, index: int, row: Mapping[str, Any]) -> None:
+        """TorchServe's own tokens cannot be chosen, so the keys are asked for here; over gRPC, which hands no headers
+        over, as the input `api_key`.
+        """
+        if self.keys:
+            headers = {
+                key.lower().encode(): value.encode()
+                for key, value in _headers(context, index).items()
+                if isinstance(value, str)  # TorchServe adds entries of its own
+            }
+            if not self.keys.accepts(given_key(headers) or bytes(row.get("api_key") or b"")):
+                raise UnauthorizedError("send an API key as `Authorization: Bearer KEY` or `X-Api-Key: KEY`")
+
+    def _describe(self) -> bytes:
+        """What a management request with `customized=true` is answered: the settings that this worker runs with."""
+        shown = {"runtime", "precision", "device", "max_image_pixels"}
+        return to_json(
+            self.settings.model_dump(mode="json", include=shown) | {"threads": self.settings.threads_per_worker}
+        )
 
     def _infer(self, members: Sequence[tuple[int, int, Pixels]], answers: list[bytes], context: Any) -> None:
         started = time.perf_counter()
@@ -89,8 +114,12 @@ def _observe(context: Any, name: str, seconds: float) -> None:
 
 def _header(context: Any, index: int, name: str) -> str | None:
     """A request header; TorchServe hands them over as the client wrote them, in any case."""
+    return next((value for key, value in _headers(context, index).items() if key.lower() == name), None)
+
+
+def _headers(context: Any, index: int) -> Mapping[str, str]:
     headers: Mapping[str, str] = context.get_all_request_header(index)
-    return next((value for key, value in headers.items() if key.lower() == name), None)
+    return headers
 
 
 def _picture(row: Mapping[str, Any]) -> bytes:

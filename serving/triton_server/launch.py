@@ -15,12 +15,26 @@ from pathlib import Path
 from typing import Final
 
 from serving.bundle import Bundle
+from serving.clients.wire import API_KEY_HEADER
 from serving.errors import DeploymentError
 from serving.scratch import SHARED_MEMORY, remove_scratch, scratch_name
 from serving.server_plan import Endpoint, ServerPlan, answers_200
 from serving.settings import ServingSettings
+from serving.triton_server.care import TritonCare
+from serving.triton_server.control import TritonControl
 from serving.triton_server.repository import build_repository
+from serving.triton_server.versions import TritonVersions
 
+_RESTRICTED: Final = (
+    "inference",
+    "metadata",
+    "model-config",
+    "model-repository",
+    "shared-memory",
+    "statistics",
+    "trace",
+    "logging",
+)
 _PROBE: Final = """
 import importlib.util, json, sys, sysconfig, numpy, importlib.metadata as metadata
 print(json.dumps({
@@ -109,8 +123,10 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
             "--pinned-memory-pool-byte-size=0",
             f"--backend-config=python,shm-region-prefix-name={scratch_name(folder)}_",
         ),
+        *_restrictions(settings),
     )
     url = f"http://{settings.host}:{ports.triton}"
+    control = TritonControl(f"{settings.host}:{ports.triton_grpc}", settings.start_timeout_s, settings.client_key)
     return ServerPlan(
         endpoint=Endpoint(
             server="triton",
@@ -122,9 +138,28 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
         environment=variables,
         folder=folder,
         workers_ready=lambda: answers_200(f"{url}/v2/health/ready"),
+        versions=TritonVersions(control, repository, settings, shared_prefix),
+        care=lambda pid: TritonCare(pid, control, repository),
         before_start=lambda: remove_scratch(folder),
         cleanup=lambda: remove_scratch(folder),
     )
+
+
+def _restrictions(settings: ServingSettings) -> tuple[str, ...]:
+    """Everything but health needs the API key; Triton takes one. It stands in the process list of this machine.
+
+    Raises:
+        DeploymentError: a key that Triton's command line cannot carry.
+    """
+    key = settings.client_key
+    if key is None:
+        return ()
+    if not re.fullmatch(r"[\w.~+/-]+", key):
+        raise DeploymentError(
+            "Triton's key may have letters, digits and . _ ~ + / - only; choose another first api_key"
+        )
+    restricted = f"{','.join(_RESTRICTED)}:{API_KEY_HEADER}={key}"
+    return f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}"
 
 
 def find_triton(python: Path) -> TritonEnvironment:

@@ -35,6 +35,11 @@ def model_names(bundle: Bundle) -> tuple[str, ...]:
     return (*(f"{name}_{part}" for part in PARTS), name)
 
 
+def admission_file(bundle: Bundle, shared_prefix: str = SHARED_PREFIX) -> Path:
+    """Where the version's table of waiting pictures lies."""
+    return Path(f"{shared_prefix}{triton_model(bundle.manifest.model, bundle.manifest.version)}")
+
+
 def build_repository(
     bundle: Bundle,
     settings: ServingSettings,
@@ -125,7 +130,7 @@ def _template_values(bundle: Bundle, settings: ServingSettings, shared_prefix: s
         # What runs has a place too.
         "places": settings.queue_size + settings.workers * settings.max_batch_size,
         "request_timeout_s": settings.request_timeout_s,
-        "admission_file": f"{shared_prefix}{name}",
+        "admission_file": admission_file(bundle, shared_prefix),
     }
 
 

@@ -1,0 +1,144 @@
+"""Requests while something happens to a server: a closed loop of a few clients, every answer checked.
+
+An answer is right if its version is served and every probability is what that version's golden answers say; so an
+answer that is half of one version and half of another is found.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+
+from serving.bundle import Bundle
+from serving.clients.connect import connect
+from serving.errors import TridentError
+from serving.runtimes import artefact_for
+from serving.schemas import Prediction
+from serving.server_plan import Endpoint, Protocol
+from serving.settings import ServingSettings
+
+_PAUSE_S: Final = 0.02  # after a failure
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request: when it was sent and done (monotonic seconds), who answered, and what was wrong ('' if nothing)."""
+
+    sent: float
+    done: float
+    version: int | None
+    failed: str = ""
+    wrong: str = ""
+
+
+@dataclass
+class Record:
+    """All requests to one server."""
+
+    exchanges: list[Exchange] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[Exchange]:
+        """Not answered, or with an error."""
+        return [exchange for exchange in self.exchanges if exchange.failed]
+
+    @property
+    def wrong(self) -> list[Exchange]:
+        """Answered, but not as the golden answers say."""
+        return [exchange for exchange in self.exchanges if exchange.wrong]
+
+    @property
+    def versions(self) -> Counter[int]:
+        """How many answers each version gave."""
+        return Counter(exchange.version for exchange in self.exchanges if exchange.version is not None)
+
+    @property
+    def slowest_s(self) -> float:
+        """The longest that a request took."""
+        return max((exchange.done - exchange.sent for exchange in self.exchanges), default=0.0)
+
+
+class Traffic:
+    """Runs from the beginning to the end of a `with` block. It asks for the default version; each client pauses for
+    `pause_s` between an answer and its next request.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        bundles: Sequence[Bundle],
+        settings: ServingSettings,
+        *,
+        protocol: Protocol = "http",
+        clients: int = 2,
+        pause_s: float = 0.0,
+        timeout_s: float = 30.0,
+    ) -> None:
+        self.record = Record()
+        self._endpoint, self._protocol, self._timeout_s, self._pause_s = endpoint, protocol, timeout_s, pause_s
+        self._model, self._key = bundles[0].manifest.model, settings.client_key
+        self._pictures = [data for _, data in bundles[0].golden_pictures()]
+        self._golden = {
+            bundle.manifest.version: {
+                data: row
+                for (_, data), row in zip(bundle.golden_pictures(), bundle.golden_probabilities(), strict=True)
+            }
+            for bundle in bundles
+        }
+        self._classes = max(bundle.manifest.output.classes for bundle in bundles)
+        self._tolerance = max(
+            artefact_for(bundle, settings.runtime, settings.precision).tolerance for bundle in bundles
+        )
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(clients)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(self._timeout_s + 5)
+
+    def _run(self, number: int) -> None:
+        with connect(
+            self._endpoint, self._model, protocol=self._protocol, timeout_s=self._timeout_s, api_key=self._key
+        ) as client:
+            while not self._stop.is_set():
+                number += 1
+                picture = self._pictures[number % len(self._pictures)]
+                sent = time.monotonic()
+                try:
+                    answer = client.predict(picture, self._classes)
+                except TridentError as error:
+                    self.record.exchanges.append(Exchange(sent, time.monotonic(), None, failed=error.message))
+                    self._stop.wait(_PAUSE_S)
+                    continue
+                done = time.monotonic()
+                exchange = Exchange(sent, done, answer.version, wrong=self._fault(answer, picture))
+                self.record.exchanges.append(exchange)
+                if self._pause_s:
+                    self._stop.wait(self._pause_s)
+
+    def _fault(self, answer: Prediction, picture: bytes) -> str:
+        golden = self._golden.get(answer.version)
+        if golden is None:
+            return f"answered by version {answer.version}"
+        expected = golden.get(picture)
+        if expected is None:  # no golden picture of that version
+            return ""
+        got = np.full(len(expected), np.nan)
+        for entry in answer.predictions:
+            if entry.class_id < len(expected):
+                got[entry.class_id] = entry.probability
+        difference = float(np.abs(got - expected).max())
+        return "" if difference <= self._tolerance else f"off by {difference:.1e} from version {answer.version}"

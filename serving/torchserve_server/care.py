@@ -1,0 +1,52 @@
+"""What the supervisor does for a running TorchServe.
+
+A killed worker is restarted by TorchServe itself, for `maxRetryTimeoutInSec`; then it is abandoned for good, while /ping
+stays healthy for long and requests queue up behind nobody. And SIGTERM cuts requests off.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from serving.bundle import Bundle
+from serving.server_api import call
+from serving.settings import ServingSettings
+from serving.torchserve_server.versions import drain, ready_workers
+
+PATIENCE_S: Final = 20.0  # a worker that TorchServe restarts is back sooner
+
+
+class TorchserveCare:
+    """`serving.server_plan.Care`."""
+
+    def __init__(self, management: str, settings: ServingSettings) -> None:
+        self._management = management
+        self._settings = settings
+        self._short_since: float | None = None
+
+    def fault(self, bundles: Sequence[Bundle]) -> str:
+        """How many workers are missing."""
+        for bundle in bundles:
+            ready = ready_workers(self._management, bundle)
+            if ready < self._settings.workers:
+                self._short_since = self._short_since or time.monotonic()
+                return f"{ready} of {self._settings.workers} workers of {bundle.name}"
+        self._short_since = None
+        return ""
+
+    def mend(self, bundles: Sequence[Bundle]) -> str:
+        """Scale to none and back, which makes TorchServe try again; but first give it the time to do so itself."""
+        if self._short_since is None or time.monotonic() - self._short_since < PATIENCE_S:
+            return ""
+        self._short_since = None
+        workers = self._settings.workers
+        for bundle in bundles:
+            url = f"{self._management}/models/{bundle.manifest.model}/{bundle.manifest.version}"
+            call("PUT", f"{url}?min_worker=0&max_worker=0&synchronous=true")  # none of them works: it takes no time
+            call("PUT", f"{url}?min_worker={workers}&max_worker={workers}")
+        return "scaled its workers to 0 and back"
+
+    def drain(self, bundles: Sequence[Bundle], timeout_s: float) -> None:
+        """Until nothing waits."""
+        for bundle in bundles:
+            drain(self._management, bundle, timeout_s)

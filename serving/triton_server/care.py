@@ -1,0 +1,75 @@
+"""What the supervisor does for a running Triton.
+
+Its python models run in stub processes. A stub that died is never started again: every request to it fails, while live,
+ready and model-ready say yes. https://github.com/triton-inference-server/server/issues/8604
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from serving.bundle import Bundle
+from serving.server_plan import NoCare
+from serving.triton_server.control import TritonControl
+
+_STUB: Final = "triton_python_backend_stub"
+
+
+class TritonCare(NoCare):
+    """`serving.server_plan.Care`. Triton drains itself when it is stopped."""
+
+    def __init__(self, pid: int, control: TritonControl, repository: Path) -> None:
+        self._pid = pid
+        self._control = control
+        self._repository = repository
+
+    def fault(self, bundles: Sequence[Bundle]) -> str:
+        """Which models lack a stub process: fewer of them live than the model has instances."""
+        short = self._short_of_stubs()
+        return f"dead stub of {', '.join(sorted(short))}" if short else ""
+
+    def mend(self, bundles: Sequence[Bundle]) -> str:
+        """Load those models again. Triton does so only if a file of theirs is younger than before; the other models,
+        and the instances that live, go on answering.
+        """
+        short = sorted(self._short_of_stubs())
+        for name in short:
+            for file in (self._repository / name).rglob("*"):
+                os.utime(file)
+            self._control.load(name)
+        return f"loaded {', '.join(short)} again" if short else ""
+
+    def _short_of_stubs(self) -> set[str]:
+        alive = self._stubs()
+        expected = {path.parent.name: instances(path.read_text()) for path in self._repository.glob("*/config.pbtxt")}
+        short = {name for name, count in expected.items() if alive.get(name, 0) < count}
+        return {name for name in short if self._control.states().get(name) == "READY"} if short else set()
+
+    def _stubs(self) -> dict[str, int]:
+        """Living stubs by model. A stub's command line has the path of its model, `<repository>/<model>/...`."""
+        found: dict[str, int] = {}
+        try:
+            children = psutil.Process(self._pid).children(recursive=True)
+        except psutil.Error:
+            return found
+        for child in children:
+            try:
+                words = child.cmdline()
+                if words and words[0].endswith(_STUB) and child.status() != psutil.STATUS_ZOMBIE:
+                    name = Path(words[1]).relative_to(self._repository).parts[0]
+                    found[name] = found.get(name, 0) + 1
+            except (psutil.Error, ValueError, IndexError):
+                continue
+        return found
+
+
+def instances(config: str) -> int:
+    """How many stubs a model of ours has: its instances; none if it is an ensemble. The wheel's server has no backend
+    without stubs.
+    """
+    if 'platform: "ensemble"' in config:
+        return 0
+    return int(config.partition("instance_group")[2].partition("count:")[2].split()[0])

@@ -1,0 +1,64 @@
+"""The versions in a running Triton, by its model repository API (explicit model control)."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Final
+
+from serving.bundle import Bundle
+from serving.errors import DeploymentError
+from serving.settings import ServingSettings
+from serving.triton_server.admission import count_waiting
+from serving.triton_server.control import TritonControl
+from serving.triton_server.repository import (
+    admission_file,
+    build_repository,
+    model_names,
+    remove_models,
+    write_default,
+)
+
+_POLL_S: Final = 0.05
+_HANDED_OVER_S: Final = 0.3  # a request that came before the switch has passed the door by then
+
+
+class TritonVersions:
+    """`serving.server_plan.Versions`."""
+
+    def __init__(self, control: TritonControl, repository: Path, settings: ServingSettings, shared_prefix: str) -> None:
+        self._control = control
+        self._repository = repository
+        self._settings = settings
+        self._shared_prefix = shared_prefix
+
+    def load(self, bundle: Bundle) -> None:
+        """Write its models into the repository, and load them, parts first."""
+        prefix = self._shared_prefix
+        build_repository(bundle, self._settings, self._repository, is_default=False, shared_prefix=prefix)
+        for name in model_names(bundle):
+            self._control.load(name)
+
+    def make_default(self, bundle: Bundle) -> None:
+        """Load the public ensemble with other steps; Triton answers by the old one until the new one is ready."""
+        write_default(bundle, self._settings, self._repository, shared_prefix=self._shared_prefix)
+        self._control.load(bundle.manifest.model)
+
+    def unload(self, bundle: Bundle) -> None:
+        """Wait until every place at its door is free, then unload its models and remove them."""
+        deadline = time.monotonic() + self._settings.request_timeout_s
+        time.sleep(_HANDED_OVER_S)
+        while count_waiting(admission_file(bundle, self._shared_prefix)) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        names = model_names(bundle)
+        for name in reversed(names):
+            self._control.unload(name)
+        while self._loaded(names):
+            if time.monotonic() > deadline + self._settings.start_timeout_s:
+                raise DeploymentError(f"Triton has not unloaded {', '.join(sorted(self._loaded(names)))}")
+            time.sleep(_POLL_S)
+        remove_models(names, self._repository)
+        shutil.rmtree(self._repository / bundle.manifest.model / str(bundle.manifest.version), ignore_errors=True)
+        admission_file(bundle, self._shared_prefix).unlink(missing_ok=True)
+
+    def _loaded(self, names: tuple[str, ...]) -> set[str]:
+        return {name for name, state in self._control.states().items() if name in names and state != "UNAVAILABLE"}

@@ -1,0 +1,183 @@
+"""What the supervisor does about servers that are broken without having ended: with a fake server, and fake control."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.bundle import Bundle
+from serving.server_plan import Endpoint, NoCare, ServerPlan
+from serving.settings import ServingSettings
+from serving.stack import supervisor as module
+from serving.stack.ports import free_ports
+from serving.stack.state import ServerState, read_state
+from serving.stack.supervisor import Supervisor
+from serving.torchserve_server import care as torchserve_care
+from serving.torchserve_server.care import TorchserveCare
+from serving.triton_server.care import instances
+
+# Speaks FastAPI's protocol and gives the golden answer of the first picture, until a file `hang` or `wrong` appears.
+FAKE = """
+import json, pathlib, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+folder, port, answer = pathlib.Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        if (folder / "hang").exists():
+            (folder / "hang").unlink()
+            time.sleep(600)
+        if (folder / "wrong").exists():
+            answer["predictions"][0]["probability"] = 0.0
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+time.sleep(600 if (folder / "never").exists() else 0)
+HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+class Versions:
+    def load(self, bundle: Bundle) -> None: ...
+    def make_default(self, bundle: Bundle) -> None: ...
+    def unload(self, bundle: Bundle) -> None: ...
+
+
+class Care(NoCare):
+    """Finds a fault as long as a file `broken` is there, and mends it by removing that."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "broken"
+
+    def fault(self, bundles: Sequence[Bundle]) -> str:
+        return "a part is dead" if self.file.exists() else ""
+
+    def mend(self, bundles: Sequence[Bundle]) -> str:
+        self.file.unlink()
+        return "replaced it"
+
+
+@pytest.fixture
+def supervise(
+    digits: Bundle, settings: ServingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[Path], Any], float], None]:
+    """Run a supervisor of the fake server; `story` is called, in a thread, with its folder."""
+    for name, value in (("WATCH_S", 0.05), ("CANARY_S", 0.1), ("POLL_S", 0.02)):
+        monkeypatch.setattr(module, name, value)
+    port = free_ports().fastapi
+    row = digits.golden_probabilities()[0]
+    top = {"label": "x", "class_id": int(row.argmax()), "probability": float(row.max())}
+    answer = json.dumps({"model": "digits", "version": 1, "predictions": [top]})
+    url = f"http://127.0.0.1:{port}"
+
+    def plan(_: ServingSettings, bundles: Sequence[Bundle], folder: Path) -> ServerPlan:
+        return ServerPlan(
+            endpoint=Endpoint(server="fastapi", url=url, metrics_url=""),
+            command=(sys.executable, "-c", FAKE, str(tmp_path), str(port), answer),
+            environment={},
+            folder=folder,
+            workers_ready=lambda: True,
+            versions=Versions(),
+            care=lambda _: Care(tmp_path),
+            stop_timeout_s=1,
+        )
+
+    monkeypatch.setattr(module, "PLANNERS", {"fastapi": plan})
+
+    def run(story: Callable[[Path], Any], start_timeout_s: float = 60) -> None:
+        async def both() -> None:
+            changed = settings.model_copy(update={"request_timeout_s": 1.0, "start_timeout_s": start_timeout_s})
+            supervisor = Supervisor(tmp_path, ["fastapi"], changed)
+            running = asyncio.create_task(supervisor.run())
+            try:
+                await asyncio.to_thread(story, tmp_path)
+            finally:
+                supervisor.stop.set()
+                await running
+
+        asyncio.run(both())
+
+    return run
+
+
+def until(folder: Path, condition: Callable[[ServerState], bool]) -> ServerState:
+    deadline = time.monotonic() + 60
+    while True:
+        state = read_state(folder)
+        if state is not None and condition(state.servers["fastapi"]):
+            return state.servers["fastapi"]
+        assert time.monotonic() < deadline, state
+        time.sleep(0.01)
+
+
+Supervise = Callable[..., None]
+
+
+def test_what_can_be_mended_is_mended_without_a_restart(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        (folder / "broken").touch()
+        state = until(folder, lambda server: server.mended == 1)
+        assert (state.phase, state.message) == ("degraded", "a part is dead: replaced it")
+        state = until(folder, lambda server: server.phase == "ready")
+        assert (state.pid, state.restarts, state.message) == (pid, 0, "")
+
+    supervise(story)
+
+
+@pytest.mark.parametrize("fault", ["hang", "wrong"])
+def test_a_server_without_a_right_answer_is_started_again(supervise: Supervise, fault: str) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        (folder / fault).touch()
+        until(folder, lambda server: server.phase == "degraded")
+        until(folder, lambda server: server.phase == "restarting")
+        (folder / "wrong").unlink(missing_ok=True)
+        state = until(folder, lambda server: server.phase == "ready")
+        assert state.pid != pid
+        assert state.restarts == 1
+
+    supervise(story)
+
+
+def test_a_start_that_hangs_is_killed_at_its_deadline(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        (folder / "never").touch()
+        state = until(folder, lambda server: server.phase == "failed")
+        assert "not ready after 1 s" in state.message
+
+    supervise(story, start_timeout_s=1)
+
+
+def test_torchserves_abandoned_worker_is_scaled_to_none_and_back(
+    monkeypatch: pytest.MonkeyPatch, settings: ServingSettings, digits: Bundle
+) -> None:
+    calls: list[str] = []
+    ready = [0]
+    monkeypatch.setattr(torchserve_care, "ready_workers", lambda *_: ready[0])
+    monkeypatch.setattr(torchserve_care, "call", lambda method, url: calls.append(f"{method} {url}"))
+    care = TorchserveCare("http://m", settings)
+    assert care.fault([digits]) == "0 of 1 workers of digits:1"
+    assert care.mend([digits]) == ""  # TorchServe itself may be at it
+    monkeypatch.setattr(torchserve_care, "PATIENCE_S", 0.0)
+    assert "scaled" in care.mend([digits])
+    assert calls == [
+        "PUT http://m/models/digits/1?min_worker=0&max_worker=0&synchronous=true",
+        "PUT http://m/models/digits/1?min_worker=1&max_worker=1",
+    ]
+    ready[0] = 1
+    assert care.fault([digits]) == ""
+    assert care.mend([digits]) == ""
+
+
+def test_how_many_stubs_a_triton_model_has() -> None:
+    assert instances("name: 1\ninstance_group [ { kind: KIND_CPU count: 3 } ]") == 3
+    assert instances('platform: "ensemble"') == 0

@@ -1,0 +1,89 @@
+"""`trident verify` against a real FastAPI service that is right, and whose bundle is not the one that is expected."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from serving.bundle import Bundle
+from serving.odd_pictures import odd_pictures
+from serving.server_plan import Endpoint
+from serving.settings import ServingSettings
+from serving.verify import Check, all_passed, verify
+from tests.live_service import live_service
+
+
+def endpoint_of(url: str) -> Endpoint:
+    return Endpoint(server="fastapi", url=url, metrics_url=f"{url}/metrics")
+
+
+@pytest.fixture(scope="module")
+def service(digits: Bundle) -> Iterator[Endpoint]:
+    """Serves `digits:1`."""
+    with live_service(ServingSettings(models=(str(digits.path),), threads=1)) as live:
+        yield endpoint_of(live.url)
+
+
+def red(checks: list[Check]) -> set[str]:
+    return {check.name for check in checks if check.passed is False}
+
+
+def expecting(bundle: Bundle, **changes: Any) -> Bundle:
+    return Bundle(bundle.path, bundle.manifest.model_copy(update=changes))
+
+
+ALWAYS = {"golden answers again"}  # whatever is wrong with the golden answers is wrong with them again
+
+
+def test_all_green(service: Endpoint, digits: Bundle) -> None:
+    checks = verify(service, "http", digits)
+    assert all_passed(checks), [check for check in checks if not check.passed]
+    assert len(checks) > 25
+    assert {check.lane for check in checks} == {"fastapi http"}
+
+
+def test_wrong_weights(digits: Bundle, other_weights: Bundle) -> None:
+    with live_service(ServingSettings(models=(str(other_weights.path),), threads=1)) as live:
+        checks = verify(endpoint_of(live.url), "http", digits)
+    assert {"golden probabilities", *ALWAYS} <= red(checks) <= {"golden probabilities", *ALWAYS, *odd_pictures()}
+    (golden,) = (check for check in checks if check.name == "golden probabilities")
+    assert "golden/00.png: probabilities differ by" in golden.detail
+
+
+def test_wrong_labels(service: Endpoint, digits: Bundle) -> None:
+    swapped = (digits.manifest.labels[1], digits.manifest.labels[0], *digits.manifest.labels[2:])
+    assert red(verify(service, "http", expecting(digits, labels=swapped))) == {"labels", *ALWAYS}
+
+
+def test_wrong_resize_policy(service: Endpoint, digits: Bundle) -> None:
+    padded = digits.manifest.input.model_copy(update={"resize": "pad"})
+    failed = red(verify(service, "http", expecting(digits, input=padded)))
+    assert {"very wide PNG", "very tall PNG"} <= failed <= set(odd_pictures())
+
+
+def test_a_version_that_is_not_there(service: Endpoint, digits: Bundle) -> None:
+    failed = red(verify(service, "http", expecting(digits, version=2)))
+    assert {"version", "default version"} <= failed
+
+
+def test_a_version_that_is_not_the_default(service: Endpoint, digits: Bundle) -> None:
+    checks = {check.name: check.passed for check in verify(service, "http", digits, is_default=False)}
+    assert checks["default version"] is None
+
+
+def test_odd_pictures_are_what_their_names_say() -> None:
+    import io
+
+    from PIL import Image
+
+    opened = {name: Image.open(io.BytesIO(data)) for name, data in odd_pictures().items()}
+    assert opened["CMYK JPEG"].mode == "CMYK"
+    assert opened["16-bit PNG"].mode == "I;16"
+    assert opened["palette PNG"].mode == "P"
+    assert opened["alpha PNG"].mode == "RGBA"
+    assert opened["grayscale JPEG"].mode == "L"
+    assert opened["1x1 PNG"].size == (1, 1)
+    assert opened["very wide PNG"].size == (2000, 16)
+    assert getattr(opened["animated GIF"], "n_frames", 1) == 2
+    assert opened["EXIF-rotated JPEG"].getexif()[0x0112] == 6
+    assert "transparency" in opened["transparent palette"].info
