@@ -1,5 +1,6 @@
 """The load generator against small servers: it measures what happens, keeps to its schedule, and says when it cannot."""
 
+import itertools
 import json
 import threading
 import time
@@ -76,6 +77,7 @@ def slow_server(digits: Bundle) -> Iterator[tuple[str, list[float]]]:
     """Answers every picture rightly after 20 ms, but every tenth with 500. Notes when requests came."""
     questions = {question.request.body: question for question in Question.all_of(digits, FastapiWire("digits", 1))}
     came: list[float] = []
+    numbers = itertools.count(1)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -84,16 +86,17 @@ def slow_server(digits: Bundle) -> Iterator[tuple[str, list[float]]]:
         def do_POST(self) -> None:
             question = questions[self.rfile.read(int(self.headers["content-length"]))]
             came.append(time.monotonic())
+            number = next(numbers)
             time.sleep(0.02)
             entry = {"label": question.label, "class_id": question.class_id, "probability": question.probability}
             body = json.dumps({"model": "digits", "version": 1, "predictions": [entry]}).encode()
-            self.send_response(500 if len(came) % 10 == 0 else 200)
+            self.send_response(500 if number % 10 == 0 else 200)
             self.send_header("Server-Timing", "queue;dur=1, inference;dur=20")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             for part in (body[:10], body[10:], b""):
                 self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
-            if len(came) % 7 == 0:
+            if number % 7 == 0:
                 self.close_connection = True  # without saying so
 
         def log_message(self, *_: Any) -> None:

@@ -180,7 +180,8 @@ def test_slo_ends_when_a_probe_says_nothing() -> None:
     late = GeneratorHealth(cpu=0.2, lag_p50_ms=5, lag_p99_ms=50)
 
     def answer(load: Load) -> Recording:
-        return _server_with(400)(load).model_copy(update={"generator": late})
+        found: Recording = _server_with(400)(load).model_copy(update={"generator": late})
+        return found
 
     done = _drive(Slo(slo_ms=50), answer)
     assert len(done) == 2
