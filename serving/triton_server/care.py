@@ -50,6 +50,8 @@ class TritonCare(NoCare):
 
     def _stubs(self) -> dict[str, int]:
         """Living stubs by model. A stub's command line has the path of its model, `<repository>/<model>/...`."""
+        import psutil  # only who supervises needs it: Triton's own container has it not
+
         found: dict[str, int] = {}
         try:
             children = psutil.Process(self._pid).children(recursive=True)
