@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import psutil
 
 from serving.bundle import Bundle
 from serving.server_plan import NoCare
