@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-
 from serving.bundle import Bundle
 from serving.server_plan import NoCare
 from serving.triton_server.control import TritonControl
