@@ -7,8 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from serving.bundle import Bundle
 from serving.errors import DeploymentError
 
@@ -29,6 +27,8 @@ def build_archive(bundle: Bundle, model_config: dict[str, Any], store: Path) -> 
     manifest = bundle.manifest
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as work:
+        import yaml  # comes with TorchServe; who only asks for names and settings has it not
+
         config = Path(work) / "model-config.yaml"
         config.write_text(yaml.safe_dump(model_config, sort_keys=False))
         command = [
