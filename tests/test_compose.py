@@ -291,7 +291,7 @@ def test_a_killed_server_comes_back_and_the_others_do_not_notice(stack: Composed
 
 
 def test_the_report_shows_the_gap(stack: Composed, edge: httpx.Client) -> None:
-    arguments = ("--scenario", "sweep", "--concurrency", "4", "--duration-s", "12", "--rounds", "1")
+    arguments = ("--scenario", "sweep", "--concurrency", "4", "--duration-s", "20", "--rounds", "1")
     url = "fastapi=http://fastapi:8000"
     shown: list[str] = []
     bench = threading.Thread(
@@ -300,6 +300,7 @@ def test_the_report_shows_the_gap(stack: Composed, edge: httpx.Client) -> None:
     calm = value(stack, 'trident_requests_total{code="200"}')
     bench.start()
     wait_for(lambda: value(stack, 'sum(trident_requests_total{code="200"})') > calm + 300)
+    time.sleep(12)  # warming up takes 10 s at most, the run 20 s
     kill(stack, "fastapi")
     bench.join()
     found = re.search(r"artifacts/results/(\S+)/report.html", shown[0])
