@@ -23,7 +23,7 @@ LABEL org.opencontainers.image.title="trident-loadtest" \
       org.opencontainers.image.description="Trident's load test" \
       org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
+    PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin trident \
  && install -d -o trident -g trident /app/artifacts /app/artifacts/results
 COPY --from=dependencies /opt/venv /opt/venv
