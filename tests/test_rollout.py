@@ -17,10 +17,10 @@ import pytest
 
 from serving.bundle import Bundle, describe_file, read_bundle
 from serving.settings import load_settings
-from serving.stack.control import current_stack, roll_out_bundle
+from serving.stack.control import roll_out_bundle
 from serving.stack.state import StackState
 from serving.stack.traffic import Traffic
-from tests.workplace import leftovers_of, processes_of, trident
+from tests.workplace import leftovers_of, now, processes_of, trident
 
 pytestmark = pytest.mark.integration
 ROLLOUTS = int(os.environ.get("ROLLOUTS", "2"))
@@ -50,12 +50,6 @@ def running(folder: Path) -> Iterator[StackState]:
     trident("down", cwd=folder, check=True)
     assert processes_of(folder) == []
     assert leftovers_of(folder) == []
-
-
-def now(folder: Path) -> StackState:
-    state = current_stack(folder / "artifacts" / "stack")
-    assert state is not None
-    return state
 
 
 @pytest.mark.timeout(1800)

@@ -22,10 +22,10 @@ from serving.clients.http_client import HttpClient
 from serving.clients.wire import WIRES, RefusedError
 from serving.server_plan import SERVERS, ServerName
 from serving.settings import ServingSettings
-from serving.stack.control import current_stack, running_stack
+from serving.stack.control import running_stack
 from serving.stack.readback import read_back, wanted_settings
 from serving.stack.state import StackState
-from tests.workplace import leftovers_of, processes_of, trident
+from tests.workplace import leftovers_of, now, processes_of, trident
 
 pytestmark = pytest.mark.integration
 
@@ -43,18 +43,10 @@ def running(folder: Path) -> Iterator[StackState]:
     """The stack, started and stopped by the command line."""
     # Settings that differ from the defaults, so that it shows whether a server took them.
     trident("up", "--free-ports", "--max-batch-size", "4", "--queue-delay-ms", "1.5", cwd=folder, check=True)
-    state = current_stack(folder / "artifacts" / "stack")
-    assert state is not None
-    yield state
+    yield now(folder)
     trident("down", cwd=folder, check=True)
     assert processes_of(folder) == []
     assert leftovers_of(folder) == []
-
-
-def now(folder: Path) -> StackState:
-    state = current_stack(folder / "artifacts" / "stack")
-    assert state is not None
-    return state
 
 
 def url(state: StackState, server: ServerName) -> str:

@@ -10,6 +10,8 @@ import psutil
 
 from serving.scratch import scratch_name
 from serving.server_plan import SERVERS
+from serving.stack.control import current_stack
+from serving.stack.state import StackState
 
 TRIDENT = Path(sys.executable).with_name("trident")
 
@@ -23,6 +25,13 @@ def trident(*arguments: str, cwd: Path, timeout: float = 180, check: bool = Fals
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def now(folder: Path) -> StackState:
+    """The stack that runs in a working folder."""
+    state = current_stack(folder / "artifacts" / "stack")
+    assert state is not None
+    return state
 
 
 def processes_of(folder: Path) -> list[str]:
