@@ -60,7 +60,7 @@ compose-down:  ## stop the containers and remove what they kept (bundles, report
 	@docker compose --profile loadtest --profile locust down -v --remove-orphans
 
 compose-test: setup  ## the container stack from nothing to nothing, tried for real
-	@$(BIN)/pytest -m docker tests/test_compose.py tests/test_compose_files.py $(ARGS)
+	@$(BIN)/pytest -m docker tests/compose $(ARGS)
 
 bench-overhead: setup $(PEERS_VENV)/.ready  ## the FastAPI service against its ceiling, mosec, LitServe and BentoML
 	@$(BIN)/python -m loadtest.overhead.run --peers $(PEERS_VENV)/bin/python $(ARGS)

@@ -51,9 +51,10 @@ UrlOption = Annotated[
     list[str] | None,
     typer.Option(
         "--url",
-        metavar="SERVER=URL[,GRPC[,METRICS_URL]]",
+        metavar="SERVER=URL[,GRPC[,METRICS[,CONTAINER]]]",
         envvar="SERVER_URLS",
-        help="Ask this address, not the local stack (repeatable; in the environment with spaces); GRPC is HOST:PORT.",
+        help="Ask this address, not the local stack (repeatable; in the environment with spaces). GRPC is HOST:PORT, "
+        "METRICS the URL of its metrics, CONTAINER that of its container's (CPU, memory, throttling).",
     ),
 ]
 
@@ -561,7 +562,8 @@ def _measurable(
     if url or (running is not None and not (runtimes or precisions)):
         endpoints, bundle = find_endpoints(servers or "all", url, model)
         state = None if url else running
-        stacks = [_served(state, endpoints) if state is not None else Stack(tuple(endpoints))]
+        ours = Stack(tuple(endpoints), api_key=load_settings().client_key)
+        stacks = [_served(state, endpoints) if state is not None else ours]
         others = [parse_target(entry, bundle) for entry in target or ()]
         cores = state.settings.cores if state is not None else ()
         yield lineup_of(stacks, bundle, others, spoken, inputs, cores, other_cores(cores))

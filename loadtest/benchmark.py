@@ -17,7 +17,7 @@ from loadtest.generator.client import Generator
 from loadtest.generator.recording import Recording
 from loadtest.generator.spec import GeneratorSpec
 from loadtest.load import Load
-from loadtest.resources import watching
+from loadtest.resources import InContainer, Meter, Processes, watching
 from loadtest.result import Result, Run
 from loadtest.scenarios import Loads, Past, Scenario
 from loadtest.server_view import read_counters, stages_s
@@ -113,6 +113,7 @@ class _Bench:
         self._generator = generator
         self._folder = folder
         self._on_run = on_run
+        self._meters = _meters(measured.targets)
         self._shuffled = random.Random(settings.seed)  # noqa: S311 - an order, not a secret
 
     def round(self, round_: int, timed: Sequence[Target]) -> None:
@@ -154,10 +155,9 @@ class _Bench:
             processes=settings.processes,
             requests_file=self._folder.resolve() / file if file is not None and self._folder is not None else None,
         )
-        pids = {one.server_process: one.pids for one in measured.targets}
         started = datetime.now(UTC)
         before = read_counters(target)
-        with watching(target.server_process, pids, (self._generator.pid, os.getpid())) as watch:
+        with watching(target.server_process, self._meters, (self._generator.pid, os.getpid())) as watch:
             recording = self._generator.run(spec)
         return Run(
             lane=target.lane,
@@ -169,6 +169,17 @@ class _Bench:
             server_stages_s=stages_s(before, read_counters(target)),
             requests_file=file,
         )
+
+
+def _meters(targets: Sequence[Target]) -> dict[str, Meter]:
+    """By server process: what reads its use, where that is known."""
+    meters: dict[str, Meter] = {}
+    for target in targets:
+        if target.container_url:
+            meters[target.server_process] = InContainer(target.container_url)
+        elif target.pids:
+            meters[target.server_process] = Processes(target.pids)
+    return meters
 
 
 def _ceilings(measured: Lineup, timed: Sequence[Target], settings: BenchSettings, round_: int) -> list[Ceiling]:

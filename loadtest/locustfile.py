@@ -12,6 +12,7 @@ master has it.
 
 import functools
 import random
+from pathlib import Path
 from typing import Any
 
 from locust import events
@@ -38,6 +39,12 @@ def _add_arguments(parser: Any) -> None:
     parser.add_argument("--loop", choices=["closed", "open"], default="closed")
     parser.add_argument("--rate-per-user", type=float, default=1.0, help="open loop: arrivals per second and user")
     parser.add_argument(
+        "--api-keys-file",
+        default="",
+        env_var="TRIDENT_API_KEYS_FILE",
+        help="the first key in it is shown to the server",
+    )
+    parser.add_argument(
         "--model", default="", help="MODEL or MODEL:VERSION below artifacts/bundles; default: the newest"
     )
 
@@ -54,6 +61,7 @@ def _stage(environment: Environment) -> Stage:
     if not lanes:
         raise ValueError(f"{options.server} cannot be sent a {options.send} over {options.protocol} here")
     wire = lanes[0].wire(bundle.manifest)
+    keys = Path(options.api_keys_file).read_text().split() if options.api_keys_file else []
 
     def on_request(lane: str, milliseconds: float, size: int, fault: str) -> None:
         environment.events.request.fire(  # type: ignore[no-untyped-call]
@@ -65,7 +73,7 @@ def _stage(environment: Environment) -> Stage:
             context={},
         )
 
-    return Stage(lanes[0], Question.all_of(bundle, wire), wire, 30.0, on_request=on_request, keep=False)
+    return Stage(lanes[0], Question.all_of(bundle, wire), wire, 30.0, keys[0] if keys else None, on_request, keep=False)
 
 
 class ClosedLoop(ClosedLoopUser):

@@ -1,16 +1,19 @@
-"""What a run cost its machine: CPU seconds, memory and threads of each server's process tree, and of everybody else."""
+"""What a run cost its machine: CPU seconds, memory and threads of each server (its process tree, or its container), and
+of everybody else.
+"""
 
 import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from loadtest.containers import Container, ContainerUse
 from loadtest.gpu import Gpus, GpuUse
 
 _SAMPLE_S: Final = 0.5
@@ -21,9 +24,10 @@ DISTURBED_CORES: Final = 0.15  # as much taken by other processes of the machine
 class ResourceUse(BaseModel):
     """What one run took.
 
-    `cpu_s`: CPU seconds of the server's process tree; `cores` the same per second. `memory_mib`: its resident memory, at
-    its highest; `memory_start_mib`, `memory_end_mib`: at the ends. `idle_cores`: what each server that was not under
-    load used meanwhile. `other_cores`: what was used by processes that are neither servers nor the generator.
+    `cpu_s`: CPU seconds of the server's process tree or container; `cores` the same per second. `memory_mib`: its resident
+    memory (of a container: its working set), at its highest; `memory_start_mib`, `memory_end_mib`: at the ends.
+    `idle_cores`: what each server that was not under load used meanwhile. `other_cores`: what was used by processes that are
+    neither servers nor the generator. `container`: what its limits did to it, if it is in one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +42,7 @@ class ResourceUse(BaseModel):
     idle_cores: dict[str, float]
     other_cores: float
     gpu: GpuUse | None = None
+    container: ContainerUse | None = None
 
     @property
     def not_idle(self) -> str:
@@ -46,37 +51,94 @@ class ResourceUse(BaseModel):
         return "; ".join(busy)
 
 
+@dataclass(frozen=True)
+class Counters:
+    """What a server has used so far."""
+
+    cpu_s: float
+    container: ContainerUse | None = None
+
+
+class Meter(Protocol):
+    """Reads a server's use; None where it cannot be read now."""
+
+    def counters(self) -> Counters | None:
+        """So far."""
+
+    def size(self) -> tuple[float, int] | None:
+        """MiB of memory and number of threads, at this moment."""
+
+
+class Processes:
+    """Process trees of this machine.
+
+    Args:
+        pids: their leaders.
+    """
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
+        self._tree: list[psutil.Process] = []
+
+    def counters(self) -> Counters | None:
+        """CPU seconds, those of children that have ended included."""
+        self._tree = _tree(self._pids)
+        return Counters(_cpu_s(self._tree))
+
+    def size(self) -> tuple[float, int] | None:
+        """Of the processes that the last reading of the counters found: walking all of the machine takes a core's time."""
+        memory, threads = 0, 0
+        for process in self._tree:
+            with contextlib.suppress(psutil.Error):
+                memory += process.memory_info().rss
+                threads += process.num_threads()
+        return memory / 2**20, threads
+
+
+class InContainer:
+    """A server in a container of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._container = Container(url)
+
+    def counters(self) -> Counters | None:
+        """Of its cgroup."""
+        reading = self._container.read()
+        return None if reading is None else Counters(reading.cpu_s, reading.use)
+
+    def size(self) -> tuple[float, int] | None:
+        """Of its cgroup."""
+        reading = self._container.read()
+        return None if reading is None else (reading.memory_mib, reading.threads)
+
+
 @dataclass
 class Watch:
-    """What is being watched; `use` is there after the block, None if the server's processes are unknown."""
+    """What is being watched; `use` is there after the block, None if it could not be read (all of the time)."""
 
     use: ResourceUse | None = None
 
 
-@dataclass
-class _Samples:
-    memory: list[float] = field(default_factory=list)
-    threads: int = 0
-
-
 @contextmanager
-def watching(server: str, pids: Mapping[str, Sequence[int]], own: Sequence[int]) -> Iterator[Watch]:
-    """Watch the process trees during a block.
+def watching(server: str, meters: Mapping[str, Meter], own: Sequence[int]) -> Iterator[Watch]:
+    """Watch the servers during a block.
 
     Args:
         server: the one under load.
-        pids: the leaders of every server's processes.
-        own: the generator's and the benchmark's.
+        meters: of every server whose use can be read.
+        own: the generator's and the benchmark's processes.
     """
     watch = Watch()
-    if not pids.get(server):
+    if server not in meters:
         yield watch
         return
-    samples, stop = _Samples(), threading.Event()
+    sizes: list[tuple[float, int]] = []
+    stop = threading.Event()
     with Gpus() as gpus:
-        sampler = threading.Thread(target=_sample, args=(pids[server], samples, gpus, stop), daemon=True)
-        started, before, busy = time.perf_counter(), _all_cpu(pids), _machine_busy_s()
-        own_before = _cpu_s(own)
+        sampler = threading.Thread(target=_sample, args=(meters[server], sizes, gpus, stop), daemon=True)
+        started, busy = time.perf_counter(), _machine_busy_s()
+        before = {name: meter.counters() for name, meter in meters.items()}
+        own_before = _cpu_s(_tree(own))
         sampler.start()
         try:
             yield watch
@@ -84,21 +146,37 @@ def watching(server: str, pids: Mapping[str, Sequence[int]], own: Sequence[int])
             stop.set()
             sampler.join()
         seconds = time.perf_counter() - started
-        after = _all_cpu(pids)
-        spent = {name: max(0.0, after[name] - before[name]) for name in pids}
-        others = _machine_busy_s() - busy - sum(spent.values()) - (_cpu_s(own) - own_before)
+        after = {name: meter.counters() for name, meter in meters.items()}
+        spent = {name: used for name in meters if (used := _spent(before[name], after[name])) is not None}
+        if server not in spent or not sizes:
+            return
+        others = (
+            _machine_busy_s() - busy - sum(used.cpu_s for used in spent.values()) - (_cpu_s(_tree(own)) - own_before)
+        )
+        memory = [memory for memory, _ in sizes]
         watch.use = ResourceUse(
             seconds=seconds,
-            cpu_s=spent[server],
-            cores=spent[server] / seconds,
-            memory_mib=max(samples.memory),
-            memory_start_mib=samples.memory[0],
-            memory_end_mib=samples.memory[-1],
-            threads=samples.threads,
-            idle_cores={name: value / seconds for name, value in spent.items() if name != server},
+            cpu_s=spent[server].cpu_s,
+            cores=spent[server].cpu_s / seconds,
+            memory_mib=max(memory),
+            memory_start_mib=memory[0],
+            memory_end_mib=memory[-1],
+            threads=max(threads for _, threads in sizes),
+            idle_cores={name: used.cpu_s / seconds for name, used in spent.items() if name != server},
             other_cores=max(0.0, others / seconds),
             gpu=gpus.use(),
+            container=spent[server].container,
         )
+
+
+def _spent(before: Counters | None, after: Counters | None) -> Counters | None:
+    """What came between two readings; None if one is missing, or the server was started anew in between."""
+    if before is None or after is None or after.cpu_s < before.cpu_s:
+        return None
+    limits = None
+    if before.container is not None and after.container is not None:
+        limits = after.container.since(before.container)
+    return Counters(after.cpu_s - before.cpu_s, limits)
 
 
 def listening_pids(port: int) -> tuple[int, ...]:
@@ -121,16 +199,11 @@ def _parents(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _sample(pids: Sequence[int], samples: _Samples, gpus: Gpus, stop: threading.Event) -> None:
-    processes = _tree(pids)  # found once: walking all processes of the machine takes a core's time
+def _sample(meter: Meter, sizes: list[tuple[float, int]], gpus: Gpus, stop: threading.Event) -> None:
     while True:
-        memory, threads = 0, 0
-        for process in processes:
-            with contextlib.suppress(psutil.Error):
-                memory += process.memory_info().rss
-                threads += process.num_threads()
-        samples.memory.append(memory / 2**20)
-        samples.threads = max(samples.threads, threads)
+        size = meter.size()
+        if size is not None:
+            sizes.append(size)
         gpus.sample()
         if stop.wait(_SAMPLE_S):
             return
@@ -145,17 +218,13 @@ def _tree(pids: Sequence[int]) -> list[psutil.Process]:
     return list(found.values())
 
 
-def _cpu_s(pids: Sequence[int]) -> float:
-    """CPU seconds of process trees so far, children that have ended included."""
+def _cpu_s(tree: Sequence[psutil.Process]) -> float:
+    """CPU seconds of processes so far, those of their children that have ended included."""
     total = 0.0
-    for process in _tree(pids):
+    for process in tree:
         with contextlib.suppress(psutil.Error):
             total += sum(process.cpu_times()[:4])
     return total
-
-
-def _all_cpu(pids: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    return {name: _cpu_s(leaders) for name, leaders in pids.items()}
 
 
 def _machine_busy_s() -> float:

@@ -33,6 +33,7 @@ class Target(BaseModel):
         path: of `picture` (the whole path) and `tensor` (the model's path) targets.
         grpc: `host:port`, of a lane whose protocol is gRPC.
         tolerance: largest |difference| to the golden probability with which an answer counts as right.
+        container_url: the metrics of the server's container (CPU, memory, throttling); empty: it is not in one.
         pids: the server's processes on this machine (leaders; descendants are found); empty: unknown.
     """
 
@@ -53,6 +54,7 @@ class Target(BaseModel):
     grpc: str | None = None
     tolerance: float = TOLERANCE
     metrics_url: str = ""
+    container_url: str = ""
     pids: tuple[int, ...] = ()
 
     @classmethod
@@ -67,6 +69,7 @@ class Target(BaseModel):
             "model": manifest.model,
             "version": manifest.version,
             "metrics_url": endpoint.metrics_url,
+            "container_url": endpoint.container_url,
             "grpc": endpoint.grpc,
         }
         return cls.model_validate(content | more)

@@ -2,17 +2,19 @@
 
     python -m serving.container fastapi|torchserve|triton     (settings by environment)
 
-What `health` needs to ask real questions is left in HEALTH_FOLDER. API keys are read from the secret API_KEYS, one a line.
+What `health` needs to ask real questions is left in HEALTH_FOLDER; `cgroup` runs beside the server.
 """
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from serving import cgroup
 from serving.bundle import Bundle, find_bundle
 from serving.clients.wire import WIRES
 from serving.errors import TridentError
@@ -20,7 +22,6 @@ from serving.health import FOLDER as HEALTH_FOLDER
 from serving.server_plan import SERVERS, ServerName, ServerPlan
 from serving.settings import ServingSettings, load_settings
 
-API_KEYS: Final = Path("/run/secrets/api_keys")
 RUN: Final = Path("/tmp/trident")  # noqa: S108 - the container's own, empty at every start
 
 
@@ -35,7 +36,7 @@ def plan(server: ServerName, settings: ServingSettings, bundles: Sequence[Bundle
     return planner(settings, bundles, RUN / server)
 
 
-def canary(server: ServerName, url: str, bundle: Bundle, api_key: str) -> dict[str, Any]:
+def canary(server: ServerName, url: str, bundle: Bundle, api_key: str | None) -> dict[str, Any]:
     """A question with a known answer, as `health` asks it."""
     manifest = bundle.manifest
     request = WIRES[server](manifest.model, manifest.version).request(bundle.golden_pictures()[0][1], top_k=1)
@@ -52,9 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("server", choices=SERVERS)
     server: ServerName = parser.parse_args().server
-    keys = API_KEYS.read_text().split() if API_KEYS.is_file() and server == "fastapi" else []
     try:
-        settings = load_settings(api_keys=keys or None)
+        settings = load_settings()
         bundles = [find_bundle(reference, settings.bundles) for reference in settings.models or (None,)]
         planned = plan(server, settings, bundles)
     except TridentError as error:
@@ -62,8 +62,9 @@ def main() -> None:
     planned.before_start()
     planned.folder.mkdir(parents=True, exist_ok=True)
     HEALTH_FOLDER.mkdir(mode=0o700, exist_ok=True)
-    questions = [canary(server, planned.endpoint.url, bundle, keys[0] if keys else "") for bundle in bundles]
+    questions = [canary(server, planned.endpoint.url, bundle, settings.client_key) for bundle in bundles]
     (HEALTH_FOLDER / "canaries.json").write_text(json.dumps(questions))
+    subprocess.Popen([sys.executable, "-IS", cgroup.__file__], start_new_session=True)
     os.chdir(planned.folder)
     os.execve(planned.command[0], planned.command, dict(planned.environment))  # noqa: S606 - our own command
 

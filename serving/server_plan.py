@@ -17,7 +17,7 @@ Protocol = Literal["http", "grpc"]
 
 
 class Endpoint(BaseModel):
-    """Where a server answers. `grpc` is `host:port`."""
+    """Where a server answers. `grpc` is `host:port`; `container_url` has the metrics of the container that it is in."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,6 +25,7 @@ class Endpoint(BaseModel):
     url: str
     grpc: str | None = None
     metrics_url: str
+    container_url: str = ""
 
     @property
     def protocols(self) -> tuple[Protocol, ...]:

@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from serving.bundle import BUNDLES
+from serving.cgroup import cpu_limit
 from serving.errors import DeploymentError
 from serving.manifest import Precision
 from serving.preprocess import MAX_IMAGE_PIXELS
@@ -91,6 +92,7 @@ class ServingSettings(BaseSettings):
     api_keys: tuple[Annotated[SecretStr, Field(min_length=1)], ...] = Field(
         default=(), description="if there are any, the servers answer only to them; Triton knows only the first"
     )
+    api_keys_file: Path | None = Field(default=None, description="where they stand, one a line, if not in api_keys")
     trust_network: bool = Field(
         default=False,
         description="serve without keys also where others can reach it: a container network, with a proxy in front",
@@ -126,6 +128,17 @@ class ServingSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line, environment, file; in this order."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, SETTINGS_FILE)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
+        file = values.get("api_keys_file")
+        if not file or values.get("api_keys"):
+            return values
+        try:
+            return values | {"api_keys": Path(file).read_text().split()}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"api_keys_file cannot be read: {error}") from error
 
     @property
     def threads_per_worker(self) -> int:
@@ -175,18 +188,6 @@ def load_settings(**given: Any) -> ServingSettings:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its CPU set, and the container's quota (cgroup v2 or v1, rounded up)."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = (float(value) for value in _cpu_quota())
-    except (OSError, ValueError):  # not in a container, or without a quota ("max")
-        return cores
-    return max(1, min(cores, math.ceil(quota / period))) if quota > 0 else cores
-
-
-def _cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> tuple[str, str]:
-    """Quota and period as the kernel writes them, in microseconds."""
-    if (root / "cpu.max").exists():
-        quota, period = (root / "cpu.max").read_text().split()
-        return quota, period
-    return (root / "cpu/cpu.cfs_quota_us").read_text(), (root / "cpu/cpu.cfs_period_us").read_text()
+    """Cores that this process may use: its CPU set, and its container's limit (rounded up)."""
+    cores, limit = len(os.sched_getaffinity(0)), cpu_limit()
+    return cores if limit is None else max(1, min(cores, math.ceil(limit[0] / limit[1])))

@@ -47,6 +47,18 @@ def test_bad_values_are_refused_with_their_key(name: str, value: object) -> None
         load_settings(**{name: value})
 
 
+def test_api_keys_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("first\n\nsecond\n")
+    monkeypatch.setenv("TRIDENT_API_KEYS_FILE", "keys")
+    assert [key.get_secret_value() for key in load_settings().api_keys] == ["first", "second"]
+    assert load_settings(api_keys=["given"]).client_key == "given"
+    (tmp_path / "keys").write_text("")  # a secret that nobody set
+    assert load_settings().client_key is None
+    (tmp_path / "keys").unlink()
+    with pytest.raises(DeploymentError, match="api_keys_file"):
+        load_settings()
+
+
 def test_environment_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings(models=("digits:1", "b"), queue_delay_ms=2.5, cores=(0, 1), bundles=Path("/x y"))
     for name, value in settings.as_environment().items():
@@ -65,5 +77,5 @@ def test_the_file_in_the_repository_shows_every_default() -> None:
     assert tomllib.loads(text) == {}
     shown = tomllib.loads(re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE))
     defaults = ServingSettings().model_dump(mode="json")
-    del defaults["triton_python"], defaults["triton_home"]  # where things lie
+    del defaults["triton_python"], defaults["triton_home"], defaults["api_keys_file"]  # where things lie
     assert shown == defaults

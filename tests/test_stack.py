@@ -168,7 +168,19 @@ def test_server_names() -> None:
 
 def test_addresses_by_hand(bundles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert parse_url("triton=http://host:8000/").url == "http://host:8000"
-    for wrong in ("http://host", "flask=http://host", "triton=host:8000"):
+    whole = parse_url("triton=http://host:8000,host:8001,http://host:8002/m,http://host:9101")
+    assert (whole.grpc, whole.metrics_url, whole.container_url) == (
+        "host:8001",
+        "http://host:8002/m",
+        "http://host:9101",
+    )
+    short = parse_url("fastapi=http://host:8000,,,http://host:9101")
+    assert (short.grpc, short.metrics_url, short.container_url) == (
+        None,
+        "http://host:8000/metrics",
+        "http://host:9101",
+    )
+    for wrong in ("http://host", "flask=http://host", "triton=host:8000", "triton=http://host,,,,"):
         with pytest.raises(DeploymentError, match="SERVER=URL"):
             parse_url(wrong)
     monkeypatch.chdir(tmp_path)

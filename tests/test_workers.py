@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from serving.bundle import Bundle
 from serving.fastapi_server.service import FLUSH_S
 from serving.settings import ServingSettings
 from serving.stack.ports import free_ports
+from tests.load import Load
 
 pytestmark = pytest.mark.integration
 
@@ -88,39 +88,27 @@ def running(digits: Bundle, other_weights: Bundle, tmp_path: Path) -> Iterator[R
             process.wait(10)
 
 
-class Load:
+class Clients(Load):
     """Clients that ask until told to stop; what went wrong is kept."""
 
-    def __init__(self, running: Running, clients: int = 4) -> None:
+    def __init__(self, running: Running) -> None:
+        super().__init__([self._ask] * 4)
         self.faults: list[str] = []
         self.answers = 0
         self.versions: set[int] = set()
         self._running = running
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
 
     def _ask(self) -> None:
-        while not self._stop.is_set():
-            try:
-                answer = self._running.ask()
-            except httpx.HTTPError as error:
-                self.faults.append(repr(error))
-                continue
-            self.answers += 1
-            if answer.status_code == 200:
-                self.versions.add(answer.json()["version"])
-            else:
-                self.faults.append(str(answer.status_code))
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        try:
+            answer = self._running.ask()
+        except httpx.HTTPError as error:
+            self.faults.append(repr(error))
+            return
+        self.answers += 1
+        if answer.status_code == 200:
+            self.versions.add(answer.json()["version"])
+        else:
+            self.faults.append(str(answer.status_code))
 
 
 def metric(running: Running, name: str) -> float:
@@ -140,7 +128,7 @@ def test_one_metrics_endpoint_over_all_workers(running: Running) -> None:
 
 def test_loading_reaches_every_worker(running: Running) -> None:
     assert {running.ask().json()["version"] for _ in range(20)} == {1}
-    with Load(running) as load:
+    with Clients(running) as load:
         assert httpx.post(f"{running.url}/v2/repository/models/digits/load", timeout=60).status_code == 200
         assert {running.ask().json()["version"] for _ in range(20)} == {2}
     assert load.faults == []
@@ -158,7 +146,7 @@ def test_loading_reaches_every_worker(running: Running) -> None:
 def test_sighup_replaces_the_workers_without_losing_a_request(running: Running) -> None:
     httpx.post(f"{running.url}/v2/repository/models/digits/load", timeout=60).raise_for_status()
     before = set(running.workers())
-    with Load(running) as load:
+    with Clients(running) as load:
         running.process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + 60
         while set(running.workers()) & before:

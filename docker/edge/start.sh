@@ -8,21 +8,27 @@ for file in nginx.conf guard.conf site.conf; do
     -e "s|@BODY_TIMEOUT_S@|$BODY_TIMEOUT_S|" "/etc/trident/$file" >"/tmp/edge/$file"
 done
 
-# API keys: FastAPI asks for them itself; here they guard the two servers that cannot.
+# API keys: FastAPI asks for them itself; here they guard the two servers that do not. As regular expressions, for a map
+# compares plain strings without regard to case.
+keys=$(cat /run/secrets/api_keys)
+if printf %s "$keys" | grep -q '[^[:space:]A-Za-z0-9._~+/=-]'; then
+  echo 'API_KEYS_FILE: a key may have letters, digits and . _ ~ + / = - only' >&2
+  exit 1
+fi
 {
   echo 'map $given_key $known_key {'
-  if [ -s /run/secrets/api_keys ]; then
+  if [ -n "$keys" ]; then
     echo '  default 0;'
-    tr -s '[:space:]' '\n' </run/secrets/api_keys | sed -e '/^$/d' -e 's/.*/  "&" 1;/'
+    echo "$keys" | tr -s '[:space:]' '\n' | sed -e '/^$/d' -e 's/[.+]/[&]/g' -e 's/.*/  "~^&$" 1;/'
   else
     echo '  default 1;'
   fi
   echo '}'
 } >/tmp/edge/keys.conf
 
-# TLS: with a certificate and its key, the same site on port 8443.
+# With a certificate and its key the site is on port 8443, and port 8080 only says so: no key or picture goes unencrypted.
 if [ -s /run/secrets/tls_certificate ] && [ -s /run/secrets/tls_key ]; then
-  cat >/tmp/edge/tls.conf <<'CONF'
+  cat >/tmp/edge/servers.conf <<CONF
 server {
   listen 8443 ssl;
   ssl_certificate /run/secrets/tls_certificate;
@@ -31,8 +37,15 @@ server {
   ssl_session_cache shared:tls:1m;
   include /tmp/edge/site.conf;
 }
+server {
+  listen 8080;
+  return 308 https://\$host:$TLS_PORT\$request_uri;
+}
 CONF
+elif [ -s /run/secrets/tls_certificate ] || [ -s /run/secrets/tls_key ]; then
+  echo 'TLS_CERTIFICATE_FILE and TLS_KEY_FILE: TLS needs both' >&2
+  exit 1
 else
-  : >/tmp/edge/tls.conf
+  echo 'server { listen 8080; include /tmp/edge/site.conf; }' >/tmp/edge/servers.conf
 fi
 exec nginx -e /dev/stderr -c /tmp/edge/nginx.conf -g 'daemon off;'

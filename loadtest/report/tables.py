@@ -1,11 +1,13 @@
-"""What the report's tables hold beside the rows: searches, spikes, soaks, calibration; all as text, ready to show."""
+"""What the report's tables hold beside the rows: searches, spikes, soaks, containers; all as text, ready to show."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from loadtest.containers import ContainerUse
 from loadtest.load import OpenLoop
+from loadtest.resources import ResourceUse
 from loadtest.result import Result, Run
 from loadtest.scenarios import Slo
 from loadtest.scenarios.spike import recovery_s
@@ -25,7 +27,7 @@ class Table:
 
 def tables(result: Result) -> list[Table]:
     """Those for which there is data."""
-    found = [_search(result), _spikes(result), _soaks(result)]
+    found = [_search(result), _spikes(result), _soaks(result), _containers(result)]
     return [table for table in found if table.cells]
 
 
@@ -94,6 +96,35 @@ def _soaks(result: Result) -> Table:
         )
     columns = ("lane", "round", "offered", "length", "drift of the median per minute", "memory")
     return Table("Soaks", "Drift: the Theil-Sen slope of the median latency.", columns, cells)
+
+
+def _containers(result: Result) -> Table:
+    used: dict[tuple[str, str], list[tuple[ResourceUse, ContainerUse]]] = {}
+    for run in result.valid_runs:
+        if run.resources is not None and run.resources.container is not None:
+            used.setdefault((run.lane, run.load.label), []).append((run.resources, run.resources.container))
+    cells = []
+    for (lane, load), uses in used.items():
+        cpu_s, seconds = sum(use.cpu_s for use, _ in uses), sum(use.seconds for use, _ in uses)
+        stopped, periods = sum(one.throttled_periods for _, one in uses), sum(one.periods for _, one in uses)
+        cores, memory = uses[0][1].cpu_limit, uses[0][1].memory_limit_mib
+        cells.append(
+            (
+                lane,
+                load,
+                f"{cpu_s:.2f}",
+                f"{cpu_s / seconds:.2f} of {cores:g}" if cores is not None else f"{cpu_s / seconds:.2f}",
+                f"{max(use.memory_mib for use, _ in uses):.0f}" + (f" of {memory:.0f}" if memory is not None else ""),
+                f"{stopped / periods:.0%} ({stopped} of {periods})" if periods else "-",
+                f"{sum(one.throttled_s for _, one in uses):.2f}",
+            )
+        )
+    columns = ("lane", "load", "CPU s", "cores", "memory MiB", "throttled periods", "throttled s")
+    note = (
+        "From the cgroup of each server's container: its warm-up, its health check and all. Throttled: stopped at its CPU "
+        "limit, in so many of the limit's periods (100 ms), for so many seconds (of all threads together)."
+    )
+    return Table("Containers", note, columns, cells)
 
 
 def theil_sen(points: Sequence[tuple[float, float]]) -> float:

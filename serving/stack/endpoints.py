@@ -93,19 +93,25 @@ def is_default_version(bundle: Bundle) -> bool:
 
 
 def parse_url(entry: str) -> Endpoint:
-    """`SERVER=URL`, and where it matters the gRPC and metrics addresses too: `SERVER=URL,HOST:PORT,METRICS_URL`.
+    """`SERVER=URL`, and where it matters the addresses of gRPC, of the metrics and of its container's metrics too:
+    `SERVER=URL,HOST:PORT,METRICS_URL,CONTAINER_URL`; what is left empty has its default.
 
     Raises:
         DeploymentError: it is something else.
     """
     server, _, addresses = entry.partition("=")
-    url, _, more = addresses.partition(",")
-    grpc, _, metrics_url = more.partition(",")
-    if server not in SERVERS or not url.startswith(("http://", "https://")):
+    url, grpc, metrics_url, container_url = [*addresses.split(","), "", "", ""][:4]
+    if server not in SERVERS or not url.startswith(("http://", "https://")) or addresses.count(",") > 3:
         example = "fastapi=http://127.0.0.1:8000"
         raise DeploymentError(f"--url {entry!r} is not SERVER=URL ({example}); servers are {', '.join(SERVERS)}")
     url = url.rstrip("/")
-    return Endpoint(server=server, url=url, grpc=grpc or None, metrics_url=metrics_url or f"{url}/metrics")
+    return Endpoint(
+        server=server,
+        url=url,
+        grpc=grpc or None,
+        metrics_url=metrics_url or f"{url}/metrics",
+        container_url=container_url,
+    )
 
 
 def previous_bundle() -> Bundle:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from serving.server_plan import SERVERS
-from tests.composed import ROOT
+from tests.compose.composed import ROOT
 
 COMPOSE = (ROOT / "compose.yaml").read_text()
 EXAMPLE = (ROOT / ".env.example").read_text()

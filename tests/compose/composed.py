@@ -6,16 +6,22 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).resolve().parents[1]
-SERVERS = ("fastapi", "torchserve", "triton")
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "trident-test"
+PATHS = {
+    "fastapi": "/predict",
+    "torchserve": "/torchserve/predictions/digits",
+    "triton": "/triton/v2/models/digits/infer",
+}
+BINARY = {"content-type": "application/octet-stream", "inference-header-content-length": "0"}
+PICTURE = (ROOT / "tests/digit.png").read_bytes()
 
 
 def engine_fault() -> str:
@@ -85,13 +91,12 @@ class Composed:
         found: dict[str, Any] = json.loads(subprocess.check_output(["docker", "inspect", name]))[0]
         return found
 
-    def until_healthy(self, service: str, timeout_s: float = 120) -> float:
-        """Seconds until the service's container is healthy."""
-        started = time.monotonic()
+    def until_healthy(self, service: str, timeout_s: float = 180) -> None:
+        """Wait until the service's container is healthy."""
+        deadline = time.monotonic() + timeout_s
         while self.container(service)["State"].get("Health", {}).get("Status") != "healthy":
-            assert time.monotonic() - started < timeout_s, self("logs", "--tail", "50", service)
+            assert time.monotonic() < deadline, self("logs", "--tail", "50", service)
             time.sleep(0.2)
-        return time.monotonic() - started
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """What Prometheus answers."""
@@ -99,6 +104,16 @@ class Composed:
         assert response.status_code == 200, f"{expression}: {response.text}"
         result: list[dict[str, Any]] = response.json()["data"]["result"]
         return result
+
+    def value(self, expression: str) -> float:
+        """The sum of what Prometheus answers; 0 if it knows nothing."""
+        return sum(float(result["value"][1]) for result in self.query(expression))
+
+    def kill(self, server: str) -> None:
+        """SIGKILL to all that runs in the container, as the kernel does when memory is short. (After `docker kill`, the engine
+        takes the end for its operator's wish, and restarts nothing.)
+        """
+        self("exec", "-T", server, "python3", "-c", "import os; os.kill(-1, 9)", check=False)
 
     def leftovers(self) -> list[str]:
         """Containers, volumes and networks of the project."""
@@ -113,7 +128,7 @@ class Composed:
 
 @contextmanager
 def composed(folder: Path) -> Iterator[Composed]:
-    """The stack from nothing, healthy; at the end it is removed."""
+    """The stack from nothing, healthy; at the end it is removed, and nothing of it may be left."""
     stack = Composed(folder)
     stack("down", "-v", "--remove-orphans")
     try:
@@ -121,7 +136,23 @@ def composed(folder: Path) -> Iterator[Composed]:
         stack("up", "-d", "--wait", timeout=600)
         yield stack
     finally:
-        stack("--profile", "locust", "down", "-v", "--remove-orphans", check=False)
+        stack("--profile", "locust", "down", "-v")
+        assert stack.leftovers() == []
+
+
+def ask(
+    edge: httpx.Client, server: str, content: bytes = PICTURE, headers: Mapping[str, str] | None = None
+) -> httpx.Response:
+    """A prediction by one of the servers, asked for at the edge."""
+    return edge.post(PATHS[server], content=content, headers=BINARY | dict(headers or {}))
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
+    """Until the condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.25)
 
 
 def free_port() -> int:
