@@ -4,7 +4,7 @@ state of a run, to go on from (`RunState`). No pickled objects, only tensors and
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,11 +56,10 @@ class RunState:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write `path`, whole or not at all."""
-    content: dict[str, Any] = asdict(checkpoint) | {
+    content: dict[str, Any] = vars(checkpoint) | {
         "schema": CHECKPOINT_SCHEMA,
         "settings": checkpoint.settings.model_dump(mode="json"),
         "input": checkpoint.input.model_dump(mode="json"),
-        "weights": checkpoint.weights,
     }
     _write(content, path)
 

@@ -79,22 +79,24 @@ class AugmentedPictures(Dataset[tuple[Tensor, int]]):
         return len(self.split.labels)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        state = torch.default_generator.get_state()
-        try:
-            seed_cpu(mixed_seed(self.seed, epoch, index))
-            return self.augment(_training_picture(self.split, index)), int(self.split.labels[index])
-        finally:
-            torch.default_generator.set_state(state)
+        return self.__getitems__([key])[0]
 
+    @torch.inference_mode()  # a quarter less time, since no operation is noted for gradients
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, int]]:
-        """A batch, in one thread: a picture is too small for several, which would wait for each other."""
-        threads = torch.get_num_threads()
+        """A batch, in one thread: a picture is too small for several, which would wait for each other. Whoever else
+        draws random numbers in this process does not notice.
+        """
+        threads, state = torch.get_num_threads(), torch.default_generator.get_state()
         torch.set_num_threads(1)
         try:
-            return [self[key] for key in keys]
+            return [self._augmented(epoch, index) for epoch, index in keys]
         finally:
+            torch.default_generator.set_state(state)
             torch.set_num_threads(threads)
+
+    def _augmented(self, epoch: int, index: int) -> tuple[Tensor, int]:
+        seed_cpu(mixed_seed(self.seed, epoch, index))
+        return self.augment(_training_picture(self.split, index)), int(self.split.labels[index])
 
 
 class PlainPictures(Dataset[tuple[Tensor, int]]):

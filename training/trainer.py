@@ -4,6 +4,7 @@ Every random number is a function of (seed, epoch, step, process), never of what
 killed and is resumed from any checkpoint ends, on a CPU, with the same bits as one that was not.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -223,6 +224,8 @@ class Trainer:
         if self.processes.count > 1:
             self.stepped = DistributedDataParallel(self.model)
         if self.settings.compile:
+            # It warns of CUDA's absence where nobody asked for CUDA.
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             self.stepped = torch.compile(self.stepped)  # type: ignore[assignment]
 
     def _step(self, shares: Iterator[tuple[Tensor, Tensor]], epoch: int, step: int) -> tuple[Tensor, Tensor | None]:

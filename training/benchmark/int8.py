@@ -7,7 +7,6 @@ mirrored, darkened or blurred. Times are medians of interleaved rounds in onnxru
 import argparse
 import io
 import time
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -19,11 +18,10 @@ from rich.table import Table
 from serving.bundle import find_bundle
 from serving.manifest import Precision
 from serving.preprocess import preprocess
+from training.benchmark.processor import processor
 from training.export import in_batches
 from training.formats import read_onnx
 from training.pretrained import crops, photographs
-
-INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 def main() -> None:
@@ -58,7 +56,7 @@ def main() -> None:
                 times.append(time.perf_counter() - started)
     console = Console()
     console.print(
-        f"{bundle.name}, {given.threads} thread(s), onnxruntime {onnxruntime.__version__}, {_processor()}\n"
+        f"{bundle.name}, {given.threads} thread(s), onnxruntime {onnxruntime.__version__}, {processor()}\n"
         f"{len(pixels)} crops, of which fp32 is sure (>= 0.5) of {sure.sum()}; {len(whole)} whole photographs"
     )
     table = Table(
@@ -91,14 +89,6 @@ def _changed(data: bytes, name: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _processor() -> str:
-    """The processor's name, and which of the instructions for int8 it has."""
-    text = Path("/proc/cpuinfo").read_text()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
-    flags = set((fields.get("flags") or fields.get("Features", "")).split())
-    return f"{fields.get('model name', 'unknown processor')} with {', '.join(i for i in INSTRUCTIONS if i in flags)}"
 
 
 if __name__ == "__main__":

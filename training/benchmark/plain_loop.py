@@ -4,6 +4,7 @@ optimiser, schedule and validation; no resume, no distribution, no tracking.
 
 import math
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -29,8 +30,8 @@ class _Augmented(TorchDataset[tuple[torch.Tensor, int]]):
         return self.augment(self.pictures[index]), self.labels[index]
 
 
-def train_plainly(settings: TrainSettings, dataset: Dataset) -> list[float]:
-    """The seconds of each epoch, validation included."""
+def train_plainly(settings: TrainSettings, dataset: Dataset, folder: Path) -> list[float]:
+    """The seconds of each epoch, with validation and the best weights' file."""
     torch.manual_seed(settings.seed)
     network = build_network(settings.model, len(dataset.labels), dataset.input.height, settings.dropout)
     model = Classifier(network, dataset.mean, dataset.std)
@@ -44,7 +45,7 @@ def train_plainly(settings: TrainSettings, dataset: Dataset) -> list[float]:
         optimizer,
         lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warmup) / (steps - warmup))),
     )
-    seconds = []
+    seconds, best = [], -1
     for _ in range(settings.epochs):
         started = time.perf_counter()
         model.train()
@@ -57,6 +58,9 @@ def train_plainly(settings: TrainSettings, dataset: Dataset) -> list[float]:
             loss.item()
         model.eval()
         with torch.inference_mode():
-            sum(int((model(images).argmax(1) == labels).sum()) for images, labels in validation)
+            right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in validation)
+        if right > best:
+            best = right
+            torch.save(model.state_dict(), folder / "best.pt")
         seconds.append(time.perf_counter() - started)
     return seconds
