@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,51 @@ def test_the_same_seed_gives_the_same_arrivals_and_phases_follow_each_other() ->
 
 
 # --- against a server of http.server
+
+
+def test_connections_are_kept(digits: Bundle, generator: Generator) -> None:
+    """As many as are at once, not one for each request; a server that says `Connection: close` gets a new one."""
+    for keeps in (True, False):
+        with keeping_server(keeps) as (url, connections):
+            measured = generator.run(
+                spec(target(url=url), ClosedLoop(concurrency=3, duration_s=0.5), bundle=digits.path)
+            )
+        requests = measured.answered + measured.failed
+        assert requests > 20
+        assert len(connections) == 3 if keeps else len(connections) >= requests
+
+
+@contextmanager
+def keeping_server(keeps: bool) -> Iterator[tuple[str, list[Any]]]:
+    """Answers at once; its url, and the addresses that connected to it."""
+    connections: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = 2**16
+
+        def setup(self) -> None:
+            connections.append(self.client_address)
+            super().setup()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            if not keeps:
+                self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", connections
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture

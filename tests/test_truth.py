@@ -1,6 +1,6 @@
 """Is the load test right? Theory against simulation, and both against measurements of servers with known behaviour."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -10,6 +10,8 @@ from loadtest.generator.client import Generator
 from loadtest.truth.against_wrk import parse_wrk, take_turns, wrk_is_here
 from loadtest.truth.measure import BusyMachineError, measure_queue, measure_stall
 from loadtest.truth.queueing import Service, mean_wait, wait_percentile, waits
+
+_TIMERS_S = 0.002  # that much, a tenth of a service, idle cores and timers may cost on a shared machine
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +54,46 @@ Requests/sec:   5746.03
 @pytest.mark.integration
 def test_an_open_loop_sees_a_stall_as_it_was_and_a_closed_loop_does_not(generator: Generator) -> None:
     """Coordinated omission: for a second nobody is answered. One closed-loop client notices once."""
-    try:
+
+    def check() -> None:
         found = measure_stall(generator, 14)
-    except BusyMachineError as error:
-        pytest.skip(f"the machine is too busy: {error}")
-    # p95 and p99. Here it is about what no closed loop sees; `make truth` prints how exact it is on a quiet machine.
-    assert found.open_loop[2:] == pytest.approx(found.simulated[2:], rel=0.35)
-    assert found.simulated[-1] > 0.8
-    for closed, truth in list(zip(found.closed_loop, found.simulated, strict=True))[1:]:
-        assert closed < truth / 2
+        assert found.open_loop == pytest.approx(found.simulated, rel=0.05, abs=_TIMERS_S)
+        assert found.simulated[-1] > 0.8
+        for closed, truth in list(zip(found.closed_loop, found.simulated, strict=True))[2:]:
+            assert closed < truth / 2
+
+    _once_in_three(check)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("service", ["exponential", "deterministic"])
 def test_waiting_times_are_those_of_theory(service: Service, generator: Generator) -> None:
-    try:
-        found = measure_queue(generator, service, 0.7, 15, mean_s=0.01)
-    except BusyMachineError as error:
-        pytest.skip(f"the machine is too busy: {error}")
-    for measured, simulated, theory in (found.mean, found.p99):
-        assert measured == pytest.approx(simulated, rel=0.35)
-        assert measured == pytest.approx(theory, rel=0.6)  # a run of 1000 requests is a small sample of a queue
+    def check() -> None:
+        found = measure_queue(generator, service, 0.7, 15)
+        for measured, simulated, theory in (found.mean, found.p99):
+            assert measured == pytest.approx(simulated, rel=0.05, abs=_TIMERS_S)
+            assert measured == pytest.approx(theory, rel=0.6)  # a run of 500 requests is a small sample of a queue
+
+    _once_in_three(check)
+
+
+def _once_in_three(check: Callable[[], None]) -> None:
+    """Other programs can spoil a measurement, but they cannot mend one."""
+    for last in (False, False, True):
+        try:
+            check()
+        except (AssertionError, BusyMachineError) as error:
+            if last and isinstance(error, BusyMachineError):
+                pytest.skip(f"the machine is too busy: {error}")
+            if last:
+                raise
+        else:
+            return
 
 
 @pytest.mark.integration
 @pytest.mark.skipif(not wrk_is_here(), reason="wrk is not installed (apt install wrk)")
 def test_the_generator_agrees_with_wrk() -> None:
-    """p50 of a lone request within half a millisecond; `make truth` prints the difference on a quiet machine."""
+    """p50 of a lone request within 0.1 ms."""
     seen = take_turns(1, 5, 1.0, *split_cores())
-    assert min(abs(ours.p50_s - wrk.p50_s) for wrk, ours in seen) < 0.0005
+    assert min(abs(ours.p50_s - wrk.p50_s) for wrk, ours in seen) < 0.0001

@@ -61,6 +61,8 @@ class HttpConnection:
         self._response = Response()
         self._body: list[bytes] = []
         self._complete = False
+        self._keep_alive = False
+        self._parser: httptools.HttpResponseParser
 
     def ask(self, request: bytes) -> Response:
         """Send, and read the whole answer. A kept connection that the server has closed meanwhile is opened again.
@@ -92,23 +94,24 @@ class HttpConnection:
     def _ask(self, request: bytes, sent_ns: int) -> Response:
         response = self._response = Response(sent_ns=sent_ns)
         self._body = []
-        self._complete = False
+        self._complete = self._keep_alive = False
         connection = self._socket or self._connect()
-        parser = httptools.HttpResponseParser(self)
+        self._parser = httptools.HttpResponseParser(self)
+        feed = self._parser.feed_data
         connection.sendall(request)
         data = connection.recv(_READ)
         response.first_byte_ns = time.perf_counter_ns() if data else 0
         while data:
-            parser.feed_data(data)
+            feed(data)
             if self._complete:
                 break
             data = connection.recv(_READ)
         else:
             raise _ClosedEarly("the server closed the connection before it had answered")
         response.done_ns = time.perf_counter_ns()
-        response.status = parser.get_status_code()
+        response.status = self._parser.get_status_code()
         response.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        if not parser.should_keep_alive():
+        if not self._keep_alive:
             self.close()
         return response
 
@@ -131,8 +134,9 @@ class HttpConnection:
         self._body.append(data)
 
     def on_message_complete(self) -> None:
-        """The whole answer is there."""
+        """The whole answer is there. Whether the connection can be kept is only known now: the parser then begins anew."""
         self._complete = True
+        self._keep_alive = self._parser.should_keep_alive()
 
 
 class _ClosedEarly(Exception):

@@ -40,7 +40,8 @@ def _stall(seconds: float) -> None:
     with console.status("a server that stalls for 1 s"), Generator() as generator:
         found = measure_stall(generator, seconds)
     title = (
-        f"10 ms of service, 50 requests/s, a stall of 1 s; {found.requests} requests in {seconds:g} s: latency in ms"
+        f"20 ms of service, 20 requests/s, a stall of 1 s; {found.requests} requests in {seconds:g} s: "
+        f"latency in ms (alone: {found.lone_s * 1000:.1f})"
     )
     table = _table(title, "", *(f"p{percentile:g}" for percentile in PERCENTILES))
     table.add_row("simulated", *(f"{value * 1000:.1f}" for value in found.simulated))
@@ -51,19 +52,20 @@ def _stall(seconds: float) -> None:
 
 
 def _queues(seconds: float) -> None:
-    title = f"waiting time in ms of one server with 5 ms of service, Poisson arrivals, {seconds:g} s each"
-    columns = ("load", "requests", "mean", "simulated", "theory", "p99", "simulated", "theory")
+    title = f"waiting time in ms of one server with 20 ms of service, Poisson arrivals, {seconds:g} s each"
+    columns = ("load", "requests", "transit", "mean", "simulated", "theory", "p99", "simulated", "theory")
     table = _table(title, "queue", *columns)
     with Generator() as generator:
         for service in _SERVICES:
             for load in _LOADS:
                 with console.status(f"{service} service at load {load}"):
                     found = measure_queue(generator, service, load, seconds)
-                times = [f"{value * 1000:.2f}" for value in (*found.mean, *found.p99)]
+                times = [f"{value * 1000:.2f}" for value in (found.transit_s, *found.mean, *found.p99)]
                 name = "M/M/1" if service == "exponential" else "M/D/1"
                 table.add_row(name, f"{load}", str(found.requests), *times)
     console.print(table)
     console.print("simulated: Lindley's recursion over the very arrivals and service times; theory: of an endless run")
+    console.print("transit: what a lone request takes beyond its service; it is not in the waiting times")
 
 
 def _wrk(_: float) -> None:
@@ -82,7 +84,8 @@ def _wrk(_: float) -> None:
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(first, title=title, title_justify="left", box=None, header_style="dim")
+    console.print(f"\n{title}")  # as the table's own title it would be folded to the table's width
+    table = Table(first, box=None, header_style="dim")
     for column in columns:
         table.add_column(column, justify="right")
     return table

@@ -3,8 +3,8 @@
     python -m loadtest.truth.fake_server '{"service": "exponential", "mean_s": 0.005}'     (prints its port)
 
 It keeps a virtual clock: a request is done at max(arrival, end of the one before) + service time, however late the
-operating system wakes it, so that delays do not add up. `stall_s` after `stall_at_s` (counted from the first request)
-nobody is served, as in a garbage collection. Every answer says in Server-Timing how long it queued and was served.
+operating system wakes it, so that delays do not add up. For `stall_s` from `stall_at_s` (the monotonic clock) on nobody
+is served, as in a garbage collection. Every answer says in Server-Timing how long it queued and was served.
 """
 
 import asyncio
@@ -28,7 +28,9 @@ _DRAWN = 65_536
 
 
 class Behaviour(BaseModel):
-    """What the server does. `wrong_after`: from so many requests on it gives another answer."""
+    """What the server does. `stall_at_s`: an instant of the monotonic clock, which all processes share. `wrong_after`: from
+    so many requests on it gives another answer.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,17 +73,14 @@ class _Queue:
             draw.exponential(behaviour.mean_s, _DRAWN) if exponential else np.full(_DRAWN, behaviour.mean_s)
         ).tolist()
         self._free_at = 0.0
-        self._first: float | None = None
         self.served = 0
 
     def enter(self, now: float) -> tuple[float, float, float]:
         """A request comes: when it will be done, how long it waits, how long it is served (seconds)."""
-        if self._first is None:
-            self._first = now
         start = max(now, self._free_at)
         stall_at_s = self._behaviour.stall_at_s
-        if stall_at_s is not None and 0 <= start - self._first - stall_at_s < self._behaviour.stall_s:
-            start = self._first + stall_at_s + self._behaviour.stall_s
+        if stall_at_s is not None and 0 <= start - stall_at_s < self._behaviour.stall_s:
+            start = stall_at_s + self._behaviour.stall_s
         service = self._times[self.served % _DRAWN]
         self.served += 1
         self._free_at = start + service
