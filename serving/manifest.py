@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION: Final = 1
+LEAST_GOLDEN: Final = 8
 
 Resize = Literal["stretch", "crop", "pad"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -104,7 +105,7 @@ class Artefact(File):
 class Golden(_Part):
     """Encoded pictures, and the probabilities (float32 `[pictures, classes]`, .npy) that eager PyTorch gave for them."""
 
-    pictures: tuple[File, ...] = Field(min_length=8)
+    pictures: tuple[File, ...] = Field(min_length=LEAST_GOLDEN)
     probabilities: File
 
 

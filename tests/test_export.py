@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from serving.bundle import Bundle, list_bundles
 from serving.manifest import ImageInput, Origin
 from tests.pictures import encoded, gradient
+from training.datasets import load_dataset
 from training.errors import ExportError
 from training.export import Exportable, export_bundle
+from training.golden import golden_pictures
 from training.models import Classifier, Servable
+from training.settings import TrainSettings
 
 
 class Tiny(nn.Module):
@@ -94,6 +97,32 @@ def test_the_manifest_tells_how_it_was_compared(digits: Bundle) -> None:
 
 def test_golden_pictures_show_every_class(digits: Bundle) -> None:
     assert len(digits.golden_pictures()) == 16
+
+
+def picture_names(tmp_path: Path, per_class: dict[str, int]) -> list[str]:
+    """The golden pictures of a folder that has so many `train`, `val` and `test` pictures of each of two classes."""
+    for split, count in per_class.items():
+        for label in ("a", "b"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                (folder / f"{i}.png").write_bytes(encoded(gradient(9 + i, 9 + len(split))))
+    dataset = load_dataset(TrainSettings(data="folder", data_dir=tmp_path, image_size=8))
+    golden = golden_pictures(dataset.splits, dataset.labels)
+    assert golden == golden_pictures(dataset.splits, dataset.labels)
+    return [name for name, _ in golden]
+
+
+def test_golden_pictures_of_few_test_pictures(tmp_path: Path) -> None:
+    """Of others as many as a bundle needs, and their names say so."""
+    enough = picture_names(tmp_path / "enough", {"train": 9, "val": 5, "test": 5})
+    assert enough == [f"{i:02d}.png" for i in range(10)]
+    val_too = picture_names(tmp_path / "val", {"train": 9, "val": 5, "test": 2})
+    assert val_too == ["00.png", "01.png", "02.png", "03.png", *(f"{i:02d}-val.png" for i in range(4, 8))]
+    train_too = picture_names(tmp_path / "train", {"train": 9, "val": 1, "test": 1})
+    assert train_too == ["00.png", "01.png", "02-val.png", "03-val.png", *(f"{i:02d}-train.png" for i in range(4, 8))]
+    with pytest.raises(ExportError, match="has 6 pictures; a bundle needs at least 8"):
+        picture_names(tmp_path / "none", {"train": 1, "val": 1, "test": 1})
 
 
 def test_versions_count_up(tmp_path: Path) -> None:

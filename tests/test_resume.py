@@ -1,7 +1,6 @@
 """A run that was killed and resumed ends as one that was not, bit by bit; several processes learn what one learns."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -72,7 +71,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "fp16", "optimizer": "adamw", "model": "mlp"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "fp16", "optimizer": "adamw", "model": "mlp"}, {"precision": "bf16"}]
+)
 def test_resumed_in_the_middle_of_an_epoch(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -102,11 +103,11 @@ def test_resumed_in_the_middle_of_an_epoch(
 
 @pytest.mark.integration
 def test_killed_with_signal_9_at_any_moment(tmp_path: Path) -> None:
-    """As often as it takes, each time a little later."""
+    """Twice, the second time a little later."""
     trident("train", *FLAGS, "--run-dir", "whole", cwd=tmp_path, check=True)
     command = [sys.executable, "-m", "trident", "train", *FLAGS, "--run-dir", str(tmp_path / "run"), "--resume"]
     kills = 0
-    for states_to_see in (1, 3, 5, 7):
+    for states_to_see in (1, 4):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path) as process:
             seen: set[str] = set()
             while process.poll() is None and len(seen) < states_to_see:
@@ -117,7 +118,7 @@ def test_killed_with_signal_9_at_any_moment(tmp_path: Path) -> None:
                 kills += 1
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 or "has ended" in done.stderr, done.stdout + done.stderr
-    assert kills >= 2
+    assert kills == 2
     assert same(last_weights(tmp_path / "run"), last_weights(tmp_path / "whole"))
 
 
@@ -164,36 +165,3 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "trident train --resume --run-dir artifacts/runs/digits/" in said
-
-
-SHARED = ["--model", "simple_cnn", "--dropout", "0", "--image-size", "8", "--epochs", "2", "--batch-size", "96"]
-
-
-@pytest.mark.integration
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    """The same global batches, so the same gradients but for the order of floating-point sums."""
-    trident("train", *SHARED, "--run-dir", "one", cwd=tmp_path, check=True)
-    torchrun = [
-        str(Path(sys.executable).with_name("torchrun")),
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "trident",
-    ]
-    done = subprocess.run(
-        [*torchrun, "train", *SHARED, "--run-dir", "two", "--device", "cpu"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=540,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("test accuracy") == 1
-    one, two = (load_checkpoint(tmp_path / name / "best.pt") for name in ("one", "two"))
-    for name in one.weights:
-        assert torch.allclose(one.weights[name], two.weights[name], atol=2e-4), name
-    for first, second in zip(numbers(tmp_path / "one"), numbers(tmp_path / "two"), strict=True):
-        assert first == pytest.approx(second, abs=2e-3)
-    assert one.test_accuracy == pytest.approx(two.test_accuracy, abs=0.01)

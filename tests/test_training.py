@@ -195,6 +195,11 @@ def test_unusable_folders_say_why(tmp_path: Path) -> None:
         (tmp_path / label / "one.png").write_bytes(encoded(gradient()))
     with pytest.raises(DataError, match="too few to split"):
         load(tmp_path)
+    for label in ("only", "second"):
+        for name in ("two.png", "three.png"):
+            (tmp_path / label / name).write_bytes(encoded(gradient()))
+    with pytest.raises(DataError, match="has 6 pictures; an exported model needs at least 8"):
+        load(tmp_path)
 
 
 def test_cifar10_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serving.manifest import ImageInput
+from serving.manifest import LEAST_GOLDEN, ImageInput
 from serving.preprocess import Pixels, preprocess
 from training.errors import DataError
 from training.settings import DataName, TrainSettings
@@ -183,6 +183,8 @@ def _folder(root: Path, size: int) -> Dataset:
         names = _label_folders(root)
         paths, labels = _scan(root, names)
         rows = _stratified(labels, val=0.1, test=0.1)
+        if len(paths) < LEAST_GOLDEN:
+            raise DataError(f"{root} has {len(paths)} pictures; an exported model needs at least {LEAST_GOLDEN}")
         train, val, test = (FileSplit([paths[i] for i in chosen], labels[chosen], spec) for chosen in rows)
     elif "train" in given and len(given) > 1:
         names = _label_folders(given["train"])

@@ -90,6 +90,9 @@ def export_checkpoint(
         f"test accuracy {checkpoint.test_accuracy}"
     )
     dataset = load_dataset(settings)
+    golden = golden_pictures(dataset.splits, checkpoint.labels)
+    if (others := len(golden) - len(dataset.test.labels)) > 0:
+        say(f"golden pictures: the test set has {len(golden) - others}; {others} more of validation and training")
     exportable = Exportable(
         servable=Servable(checkpoint.build()),
         model=name or settings.name,
@@ -106,7 +109,7 @@ def export_checkpoint(
             val_accuracy=checkpoint.val_accuracy,
             test_accuracy=checkpoint.test_accuracy,
         ),
-        golden=golden_pictures(dataset.test, checkpoint.labels),
+        golden=golden,
         sample=_some(dataset.val, SAMPLE_PICTURES)[0],
         calibration=_some(dataset.train, CALIBRATION_PICTURES)[0],
         test=_some(dataset.test, LABELLED_PICTURES),

@@ -1,13 +1,14 @@
 """Golden pictures: what a bundle shows to prove that whoever serves it answers as eager PyTorch did."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from serving.bundle import describe_file
-from serving.manifest import Golden
+from serving.manifest import LEAST_GOLDEN, Golden
 from serving.postprocess import Probabilities
 from training.datasets import Split
 from training.errors import ExportError
@@ -15,19 +16,29 @@ from training.errors import ExportError
 GOLDEN_PICTURES: Final = 16
 
 
-def golden_pictures(split: Split, labels: Sequence[str]) -> list[tuple[str, bytes]]:
-    """Pictures of the test set, in turn of every class."""
-    by_class = [list(np.flatnonzero(split.labels == class_id)) for class_id in range(len(labels))]
-    rows: list[int] = []
-    while len(rows) < GOLDEN_PICTURES and any(by_class):
-        rows += [int(of_class.pop(0)) for of_class in by_class if of_class]
-    pictures = []
-    for number, row in enumerate(rows[: max(GOLDEN_PICTURES, 8)]):
-        data = split.encoded(row)
-        pictures.append((f"{number:02d}{_suffix(data)}", data))
-    if len(pictures) < 8:
-        raise ExportError(f"the test set has {len(pictures)} pictures; a bundle needs at least 8 golden ones")
+def golden_pictures(splits: Mapping[str, Split], labels: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Names and bytes: up to 16 pictures of the test set, in turn of every class. Where that has fewer than a bundle
+    needs, validation and then training pictures fill up, and are named so: what is proved is that servers compute what
+    PyTorch computed, for which pictures that were learnt are as good.
+
+    Raises:
+        ExportError: there are not enough pictures in all of them.
+    """
+    pictures: list[tuple[str, bytes]] = []
+    for name, wanted in (("test", GOLDEN_PICTURES), ("val", LEAST_GOLDEN), ("train", LEAST_GOLDEN)):
+        for row in _by_turns(splits[name], len(labels))[: max(0, wanted - len(pictures))]:
+            data = splits[name].encoded(row)
+            of_split = "" if name == "test" else f"-{name}"
+            pictures.append((f"{len(pictures):02d}{of_split}{_suffix(data)}", data))
+    if len(pictures) < LEAST_GOLDEN:
+        raise ExportError(f"the data has {len(pictures)} pictures; a bundle needs at least {LEAST_GOLDEN} golden ones")
     return pictures
+
+
+def _by_turns(split: Split, classes: int) -> list[int]:
+    """All rows of a split: the first picture of every class, then the second of every class, ..."""
+    by_class = [np.flatnonzero(split.labels == class_id) for class_id in range(classes)]
+    return [int(row) for turn in zip_longest(*by_class) for row in turn if row is not None]
 
 
 def _suffix(data: bytes) -> str:
