@@ -559,7 +559,8 @@ def _measurable(
 
     spoken, inputs = [parse_protocol(name) for name in protocols.split(",")], parse_inputs(send)
     running = current_stack()
-    if url or (running is not None and not (runtimes or precisions)):
+    alone = bool(target) and servers is None
+    if url or (running is not None and not (runtimes or precisions or alone)):
         endpoints, bundle = find_endpoints(servers or "all", url, model)
         state = None if url else running
         ours = Stack(tuple(endpoints), api_key=load_settings().client_key)
@@ -593,7 +594,8 @@ def _measurable(
                 )
             stacks.append(_served(state, state.endpoints()))
         yield lineup_of(stacks, bundle, given, spoken, inputs, server_cores, generator_cores)
-        console.print("stopping the servers")
+        if stacks:
+            console.print("stopping the servers")
 
 
 def _served(state: "StackState", endpoints: "Sequence[Endpoint]") -> "Stack":

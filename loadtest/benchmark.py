@@ -113,7 +113,8 @@ class _Bench:
         self._generator = generator
         self._folder = folder
         self._on_run = on_run
-        self._meters = _meters(measured.targets)
+        self._process_of = _server_processes(measured.targets)
+        self._meters = _meters(measured.targets, self._process_of)
         self._shuffled = random.Random(settings.seed)  # noqa: S311 - an order, not a secret
 
     def round(self, round_: int, timed: Sequence[Target]) -> None:
@@ -157,7 +158,7 @@ class _Bench:
         )
         started = datetime.now(UTC)
         before = read_counters(target)
-        with watching(target.server_process, self._meters, (self._generator.pid, os.getpid())) as watch:
+        with watching(self._process_of[target.lane], self._meters, (self._generator.pid, os.getpid())) as watch:
             recording = self._generator.run(spec)
         return Run(
             lane=target.lane,
@@ -171,14 +172,23 @@ class _Bench:
         )
 
 
-def _meters(targets: Sequence[Target]) -> dict[str, Meter]:
+def _server_processes(targets: Sequence[Target]) -> dict[str, str]:
+    """By lane, the name of its server's process. One of ours may be measured as a target of the user's too."""
+    names: dict[tuple[int, ...], str] = {}
+    return {
+        target.lane: names.setdefault(target.pids, target.server_process) if target.pids else target.server_process
+        for target in targets
+    }
+
+
+def _meters(targets: Sequence[Target], process_of: Mapping[str, str]) -> dict[str, Meter]:
     """By server process: what reads its use, where that is known."""
     meters: dict[str, Meter] = {}
     for target in targets:
         if target.container_url:
-            meters[target.server_process] = InContainer(target.container_url)
+            meters[process_of[target.lane]] = InContainer(target.container_url)
         elif target.pids:
-            meters[target.server_process] = Processes(target.pids)
+            meters[process_of[target.lane]] = Processes(target.pids)
     return meters
 
 

@@ -15,6 +15,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import gevent
 from locust import events
 from locust.env import Environment
 
@@ -105,6 +106,12 @@ def _choose(environment: Environment, **_: Any) -> None:
     """One of the two, by `--loop`."""
     options = environment.parsed_options
     environment.user_classes = [OpenLoop if options is not None and options.loop == "open" else ClosedLoop]
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def _wake_the_clock(**_: Any) -> None:
+    """Imports took seconds since gevent last looked at the clock, and --run-time would count from there."""
+    gevent.get_hub().loop.update_now()
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]

@@ -17,7 +17,7 @@ from loadtest.generator.summarise import histogram_of
 from loadtest.lanes import Stack, lineup_of, named, parse_inputs, parse_target
 from loadtest.load import ClosedLoop, Load, OpenLoop, Phase
 from loadtest.report import write_report
-from loadtest.report.tables import theil_sen
+from loadtest.report.tables import theil_sen, with_interval
 from loadtest.result import latest_result, read_result, write_result
 from loadtest.scenarios import Past, Server, SingleStream, Slo, Spike, Sweep
 from loadtest.scenarios.spike import recovery_s
@@ -480,3 +480,11 @@ def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
 )
 def test_milliseconds(seconds: float | None, text: str) -> None:
     assert milliseconds(seconds) == text
+
+
+def test_numbers_of_a_table_have_three_digits_and_no_exponent() -> None:
+    assert with_interval(Estimate(0.9123, 1), 1000) == "912"
+    assert with_interval(Estimate(0.99961, 1), 1000) == "1000"
+    assert with_interval(Estimate(0.9123, 3, np.full(100, 0.99961)), 1000) == "912 (1000 to 1000)"
+    assert with_interval(Estimate(12345.6, 1)) == "12346"
+    assert with_interval(None) == "too few"

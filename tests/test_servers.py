@@ -1,10 +1,13 @@
 """The three real servers."""
 
 import base64
+import csv
 import itertools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -286,6 +289,23 @@ def test_bench_measures_all_three(running: StackState, folder: Path) -> None:
         assert f"{server}" in done.stdout
     assert "16 of 16" in done.stdout
     assert trident("report", cwd=folder).returncode == 0
+
+
+@pytest.mark.parametrize("loop", ["closed", "open"])
+def test_locust_drives_a_server_with_master_and_workers(
+    loop: str, running: StackState, folder: Path, tmp_path: Path
+) -> None:
+    locustfile = Path(__file__).parents[1] / "loadtest" / "locustfile.py"
+    arguments = ["--host", url(running, "fastapi"), "--loop", loop, "--rate-per-user", "30", "--csv", tmp_path / "seen"]
+    subprocess.run(
+        [Path(sys.executable).with_name("locust"), "-f", locustfile, "--headless", "--processes", "2",
+         "--users", "2", "--spawn-rate", "10", "--run-time", "4s", *arguments],
+        cwd=folder, check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    with (tmp_path / "seen_stats.csv").open() as file:
+        total = next(row for row in csv.DictReader(file) if row["Name"] == "Aggregated")
+    assert int(total["Failure Count"]) == 0
+    assert int(total["Request Count"]) > 60
 
 
 def test_the_death_of_the_supervisor_takes_everything_along(folder: Path, running: StackState) -> None:

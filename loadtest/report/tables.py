@@ -35,13 +35,15 @@ def with_interval(value: Estimate | None, unit: float = 1.0, digits: int = 3) ->
     """`1.23 (1.20 to 1.31)`, or without the interval where there were too few rounds."""
     if value is None:
         return "too few"
-    text = f"{value.value * unit:.{digits}g}" if value.value * unit < 1000 else f"{value.value * unit:.0f}"
+    text = _significant(value.value * unit, digits)
     interval = value.interval
     if interval is None:
         return text
-    low, high = interval.low * unit, interval.high * unit
-    bounds = [f"{bound:.{digits}g}" if bound < 1000 else f"{bound:.0f}" for bound in (low, high)]
-    return f"{text} ({bounds[0]} to {bounds[1]})"
+    return f"{text} ({_significant(interval.low * unit, digits)} to {_significant(interval.high * unit, digits)})"
+
+
+def _significant(number: float, digits: int) -> str:
+    return f"{number:.{digits}g}" if number < 10**digits - 0.5 else f"{number:.0f}"
 
 
 def _search(result: Result) -> Table:
