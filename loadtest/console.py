@@ -115,7 +115,7 @@ def tune_run(
     open_stack: "OpenStack", server: str, bundle: Bundle, settings: BenchSettings, cores: tuple[tuple[int, ...], ...]
 ) -> None:
     """Search one server's settings, and write the best ones with the evidence."""
-    from loadtest.tune import candidates, tune, write_tuned
+    from loadtest.tune import DEFAULT, TUNED, candidates, tune, write_tuned
 
     slo = next((one for one in settings.scenarios if isinstance(one, Slo)), Slo())
     server_cores, generator_cores = cores
@@ -131,9 +131,13 @@ def tune_run(
     found = tune(open_stack, tried, bundle, slo, settings, both, folder, on_candidate)
     path = _write_report(found.result, folder)
     write_tuned(found, folder / "tuned.toml")
-    rates = [f"{one.value:.0f}" if one is not None else "none" for one in (found.default, found.tuned)]
+    rates = dict.fromkeys((DEFAULT, TUNED), "none")
+    for line in headlines(found.result):
+        if line.capacity is not None and line.capacity.under_slo:
+            share = f" ({line.of_ceiling.value:.0%} of the ceiling)" if line.of_ceiling is not None else ""
+            rates[line.lane] = f"{line.capacity.requests_per_s.value:.0f} requests/s{share}"
     console.print(
-        f"in {settings.rounds} rounds side by side: default {rates[0]} requests/s, the best candidate {rates[1]}"
+        f"in {settings.rounds} rounds side by side: default {rates[DEFAULT]}, the best candidate {rates[TUNED]}"
     )
     said = found.toml().replace("\n", "; ") if found.changes else "nothing is better than the defaults beyond the noise"
     console.print(Text(f"{server}: {said}", "bold"))

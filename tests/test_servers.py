@@ -296,7 +296,16 @@ def test_locust_drives_a_server_with_master_and_workers(
     loop: str, running: StackState, folder: Path, tmp_path: Path
 ) -> None:
     locustfile = Path(__file__).parents[1] / "loadtest" / "locustfile.py"
-    arguments = ["--host", url(running, "fastapi"), "--loop", loop, "--rate-per-user", "30", "--csv", tmp_path / "seen"]
+    arguments = [
+        "--host",
+        url(running, "fastapi"),
+        "--loop",
+        loop,
+        "--rate-per-user",
+        "30",
+        "--csv",
+        str(tmp_path / "seen"),
+    ]
     subprocess.run(
         [Path(sys.executable).with_name("locust"), "-f", locustfile, "--headless", "--processes", "2",
          "--users", "2", "--spawn-rate", "10", "--run-time", "4s", *arguments],
