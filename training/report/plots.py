@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _STYLE: Final[Any] = {"svg.hashsalt": "trident", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 # More classes than this are a picture without labels.
@@ -27,6 +28,8 @@ def curves(epochs: Lines, steps: Lines) -> str:
         loss.legend(frameon=False)
         accuracy.plot(number, [100 * line["val_accuracy"] for line in epochs], color="C1")
         accuracy.set(title="validation accuracy, %", xlabel="epoch")
+        for of_epochs in (loss, accuracy):
+            of_epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
         at = [line["step"] for line in steps]
         rate.plot(at, [line["learning_rate"] for line in steps], color="C2")
         rate.set(title="learning rate", xlabel="step", ylim=(0, None))
