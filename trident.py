@@ -611,7 +611,7 @@ def _served(state: "StackState", endpoints: "Sequence[Endpoint]") -> "Stack":
 
 def main() -> NoReturn:
     """The `trident` command: our own errors become one red line, and SIGTERM ends it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(app())
     except Exception as error:

@@ -16,7 +16,7 @@ from loadtest.gate import through_gate
 from loadtest.generator.client import Generator
 from loadtest.generator.recording import Recording
 from loadtest.generator.spec import GeneratorSpec
-from loadtest.load import Load
+from loadtest.load import ClosedLoop, Load, WarmUp
 from loadtest.resources import InContainer, Meter, Processes, watching
 from loadtest.result import Result, Run
 from loadtest.scenarios import Loads, Past, Scenario
@@ -25,6 +25,7 @@ from loadtest.settings import BenchSettings
 from loadtest.targets import Target
 from serving.bundle import Bundle
 
+_BURN_IN_AT_ONCE = 8
 # Before a run with None, after it with the run.
 OnRun = Callable[[Target, Load, int, Run | None], None]
 
@@ -61,6 +62,7 @@ def run_benchmark(
         if timed and settings.calibration_s:
             calibration = calibrate(generator, settings.calibration_s, measured.server_cores, measured.generator_cores)
         bench = _Bench(measured, settings, generator, folder, on_run)
+        bench.burn_in(timed)
         for round_ in range(settings.rounds if timed else 0):
             ceilings += _ceilings(measured, timed, settings, round_)
             bench.round(round_, timed)
@@ -117,6 +119,19 @@ class _Bench:
         self._meters = _meters(measured.targets, self._process_of)
         self._shuffled = random.Random(settings.seed)  # noqa: S311 - an order, not a secret
 
+    def burn_in(self, timed: Sequence[Target]) -> None:
+        """Load on every lane, of which nothing is kept: just-in-time compilers (TorchServe's Java) need thousands of
+        requests, which no warm-up between runs gives them.
+        """
+        if not self._settings.burn_in_s:
+            return
+        load = Load(
+            scenario="burn-in", loop=ClosedLoop(concurrency=_BURN_IN_AT_ONCE, duration_s=self._settings.burn_in_s)
+        )
+        for target in timed:
+            self._on_run(target, load, 0, None)
+            self._generator.run(self._spec(target, load).model_copy(update={"warm_up": WarmUp(min_s=0, max_s=0)}))
+
     def round(self, round_: int, timed: Sequence[Target]) -> None:
         """Every scenario on every lane, once."""
         for scenario in self._settings.scenarios:
@@ -141,21 +156,10 @@ class _Bench:
         raise AssertionError("unreachable")
 
     def _run(self, target: Target, load: Load, round_: int) -> Run:
-        settings, measured = self._settings, self._measured
-        file = f"requests/{len(self.runs):04d}.npz" if settings.keep_requests and self._folder is not None else None
-        spec = GeneratorSpec(
-            target=target,
-            load=load,
-            bundle=measured.bundle.path if measured.bundle is not None and target.dialect != "null" else None,
-            timeout_s=settings.timeout_s,
-            api_key=measured.api_key,
-            warm_up=settings.warm_up,
-            cores=measured.generator_cores,
-            seed=settings.seed * 1_000_003 + len(self.runs),
-            max_in_flight=settings.max_in_flight,
-            processes=settings.processes,
-            requests_file=self._folder.resolve() / file if file is not None and self._folder is not None else None,
-        )
+        spec, file = self._spec(target, load), None
+        if self._settings.keep_requests and self._folder is not None:
+            file = f"requests/{len(self.runs):04d}.npz"
+            spec = spec.model_copy(update={"requests_file": self._folder.resolve() / file})
         started = datetime.now(UTC)
         before = read_counters(target)
         with watching(self._process_of[target.lane], self._meters, (self._generator.pid, os.getpid())) as watch:
@@ -169,6 +173,21 @@ class _Bench:
             resources=watch.use,
             server_stages_s=stages_s(before, read_counters(target)),
             requests_file=file,
+        )
+
+    def _spec(self, target: Target, load: Load) -> GeneratorSpec:
+        settings, measured = self._settings, self._measured
+        return GeneratorSpec(
+            target=target,
+            load=load,
+            bundle=measured.bundle.path if measured.bundle is not None and target.dialect != "null" else None,
+            timeout_s=settings.timeout_s,
+            api_key=measured.api_key,
+            warm_up=settings.warm_up,
+            cores=measured.generator_cores,
+            seed=settings.seed * 1_000_003 + len(self.runs),
+            max_in_flight=settings.max_in_flight,
+            processes=settings.processes,
         )
 
 

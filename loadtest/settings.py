@@ -22,6 +22,9 @@ class BenchSettings(BaseModel):
     rounds: int = Field(default=3, ge=1, le=100, description="how often all is repeated, in a new random order")
     seed: int = Field(default=0, ge=0, description="of the order and of the arrivals")
     warm_up: WarmUp = WarmUp()
+    burn_in_s: float = Field(
+        default=3.0, ge=0, le=600, description="load on every lane once, before all: Java compiles what runs often"
+    )
     timeout_s: float = Field(default=30.0, gt=0, description="a request that takes longer counts as failed")
     max_in_flight: int = Field(default=512, ge=1, le=4096, description="connections of an open loop")
     processes: int = Field(default=1, ge=1, le=64, description="generator processes")

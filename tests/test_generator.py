@@ -199,7 +199,7 @@ def test_a_lane_with_wrong_answers_is_not_timed(
     slow_server: tuple[str, list[float]], other_weights: Bundle, digits: Bundle
 ) -> None:
     url, came = slow_server
-    measured = run_benchmark(Lineup((target(url=url),), digits), read_settings(rounds=1, duration_s=0.2))
+    measured = run_benchmark(Lineup((target(url=url),), digits), read_settings(rounds=1, duration_s=0.2, burn_in_s=0))
     assert measured.runs == ()
     assert "classes instead of 10" in measured.lanes[0].faults[0]
     assert len(came) == len(digits.golden_pictures())  # the gate, and nothing else
@@ -252,7 +252,13 @@ def test_fast_but_wrong_is_refused_and_wrong_in_the_middle_invalidates() -> None
     with fake_server(Behaviour(wrong_after=0)) as liar, fake_server(Behaviour(wrong_after=300)) as turncoat:
         lanes = (liar.model_copy(update={"lane": "liar"}), turncoat.model_copy(update={"lane": "turncoat"}))
         settings = read_settings(
-            scenario=["single-stream"], duration_s=1.5, warmup_s=0.1, warmup_max_s=0.1, rounds=1, calibration_s=0
+            scenario=["single-stream"],
+            duration_s=1.5,
+            warmup_s=0.1,
+            warmup_max_s=0.1,
+            rounds=1,
+            calibration_s=0,
+            burn_in_s=0,
         )
         measured = run_benchmark(Lineup(lanes, None), settings)
     assert [bool(lane.faults) for lane in measured.lanes] == [True, False]
@@ -268,7 +274,13 @@ def test_servers_that_are_not_under_load_are_seen_to_be_idle() -> None:
     with fake_server(Behaviour()) as one, fake_server(Behaviour()) as two:
         lanes = (one.model_copy(update={"lane": "one"}), two.model_copy(update={"lane": "two"}))
         settings = read_settings(
-            scenario=["single-stream"], duration_s=0.6, warmup_s=0.1, warmup_max_s=0.1, rounds=1, calibration_s=0
+            scenario=["single-stream"],
+            duration_s=0.6,
+            warmup_s=0.1,
+            warmup_max_s=0.1,
+            rounds=1,
+            calibration_s=0,
+            burn_in_s=0,
         )
         measured = run_benchmark(Lineup(lanes, None), settings)
     for run in measured.runs:

@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,10 @@ def test_a_truncated_model_file(digits: Bundle, tmp_path: Path) -> None:
     broken: Any = dataclasses.replace(digits, path=tmp_path)
     with pytest.raises(BundleError, match=r"model\.onnx"):
         open_runtime(broken, "onnxruntime", "fp32", "cpu", 1)
+
+
+def test_a_runtime_that_is_not_installed_is_named(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # the image of the FastAPI service has none
+    monkeypatch.delitem(sys.modules, "serving.runtimes.torchscript_module", raising=False)
+    with pytest.raises(DeploymentError, match="torchscript needs the package torch"):
+        open_runtime(digits, "torchscript", "fp32", "cpu", 1)

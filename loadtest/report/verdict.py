@@ -6,6 +6,8 @@ from loadtest.result import Result
 from loadtest.statistics import LEAST_ROUNDS, Estimate
 from loadtest.summary import Headline, headlines, milliseconds
 
+_MOST_NAMED = 5
+
 
 def verdict(result: Result) -> str:
     """Who answers a lone request fastest, who answers the most; what is a tie; and what must not be believed."""
@@ -54,8 +56,8 @@ def _tax(lines: Sequence[Headline]) -> str:
     found = [(line.of_ceiling, line.lane) for line in lines if line.of_ceiling is not None]
     if not found:
         return ""
-    shares = ", ".join(f"{lane} {share.value:.0%}" for share, lane in sorted(found, key=lambda pair: -pair[0].value))
-    return f"Of what decoding and model alone do in a plain loop on the same cores, that is: {shares}."
+    shares = [f"{lane} {share.value:.0%}" for share, lane in sorted(found, key=lambda pair: -pair[0].value)]
+    return f"Of what decoding and model alone do in a plain loop on the same cores, that is: {', '.join(_few(shares))}."
 
 
 def _ranked(
@@ -75,4 +77,9 @@ def _list(pairs: Sequence[tuple[str, str]], unit: str) -> str:
 
 
 def _others(pairs: Sequence[tuple[str, str]], unit: str) -> str:
-    return "".join(f"; {lane} {number}{unit}" for number, lane in pairs)
+    return "".join(f"; {said}" for said in _few([f"{lane} {number}{unit}" for number, lane in pairs]))
+
+
+def _few(said: list[str]) -> list[str]:
+    """A sentence has room for some: the first ones, and the last."""
+    return said if len(said) <= _MOST_NAMED else [*said[: _MOST_NAMED - 2], "…", said[-1]]

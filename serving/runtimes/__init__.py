@@ -7,7 +7,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from serving.bundle import Bundle
-from serving.errors import BundleError
+from serving.errors import BundleError, DeploymentError
 from serving.manifest import Artefact, Format, Precision
 from serving.postprocess import Probabilities
 from serving.preprocess import Pixels, preprocess
@@ -42,13 +42,18 @@ def open_runtime(
         DeploymentError: the runtime or the device is not there.
     """
     path = bundle.file(artefact_for(bundle, runtime, precision))
-    if runtime == "onnxruntime":
-        from serving.runtimes.onnx_session import OnnxSession
+    try:
+        if runtime == "onnxruntime":
+            from serving.runtimes.onnx_session import OnnxSession
 
-        return OnnxSession(path, device, threads, max_batch_size)
-    from serving.runtimes.torchscript_module import TorchScriptModule
+            return OnnxSession(path, device, threads, max_batch_size)
+        from serving.runtimes.torchscript_module import TorchScriptModule
 
-    return TorchScriptModule(path, device, threads)
+        return TorchScriptModule(path, device, threads)
+    except ModuleNotFoundError as error:
+        raise DeploymentError(
+            f"runtime {runtime} needs the package {error.name}, which is not installed here"
+        ) from error
 
 
 def ready_runtime(bundle: Bundle, settings: ServingSettings) -> Runtime:
