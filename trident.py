@@ -3,6 +3,7 @@
 This file has the flags and their help; what a command does is imported when it runs, so that `trident --help` is quick.
 """
 
+import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -603,7 +604,9 @@ def _served(state: "StackState", endpoints: "Sequence[Endpoint]") -> "Stack":
     from loadtest.lanes import Stack
 
     settings = state.settings
-    return Stack(tuple(endpoints), settings.model_dump(mode="json"), state.pids(), settings.client_key)
+    # As a reader elsewhere needs them: paths from the working folder on.
+    shown = json.loads(json.dumps(settings.model_dump(mode="json")).replace(f"{Path.cwd()}/", ""))
+    return Stack(tuple(endpoints), shown, state.pids(), settings.client_key)
 
 
 # --- the program

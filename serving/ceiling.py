@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.bundle import read_bundle
 from serving.preprocess import preprocess
-from serving.runtimes import open_runtime
+from serving.runtimes import open_runtime, warm_up
 
 _WARM_UP_S = 0.3
 
@@ -37,6 +37,7 @@ def main() -> None:
             done += size
         return done / elapsed
 
+    warm_up(model, bundle, batch)
     rate(1, _WARM_UP_S)
     rate(batch, _WARM_UP_S)
     print(json.dumps({"single": rate(1, seconds / 2), "batched": rate(batch, seconds / 2)}))
