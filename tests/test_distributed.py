@@ -26,7 +26,8 @@ def torchrun(cwd: Path, run_dir: str, *flags: str) -> subprocess.Popen[str]:
     """An agent with its processes, one thread each; what it says is in `run_dir`.log."""
     command = [sys.executable, "-m", "torch.distributed.run", *flags, *TRAINING, "--run-dir", run_dir]
     with (cwd / f"{run_dir}.log").open("a") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        # Without the second, processes that are started anew find the addresses of the dead in the agent's store.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         return subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
 
 
@@ -35,6 +36,7 @@ def ended_well(agent: subprocess.Popen[str], log: Path) -> None:
         assert agent.wait(timeout=300) == 0, log.read_text()
     finally:
         agent.kill()
+        agent.wait()
 
 
 @pytest.fixture(scope="module")
