@@ -464,11 +464,13 @@ def tune(
     model: ModelOption = None,
     slo_ms: Annotated[float, typer.Option(help="The objective: p99 within so many milliseconds.")] = 50,
     duration_s: Annotated[float, typer.Option(help="Measured seconds per probe, at least.")] = 3,
+    warmup_max_s: Annotated[float, typer.Option(help="Warm up each probe until stable, at most.")] = 2,
     rounds: Annotated[int, typer.Option(help="Of the final benchmark, default against best.")] = 3,
 ) -> None:
     """Search workers, threads, batch size and queue delay of each server for the most requests/s under an objective.
 
-    Starts servers of its own. The best settings are written as tuned.toml, beside the benchmark that shows it.
+    Starts servers of its own, on TRIDENT_CORES or on all cores but one, which is the load generator's. The best settings
+    are written as tuned.toml, beside the benchmark that shows it.
     """
     from loadtest.console import split_cores, tune_run
     from loadtest.settings import read_settings
@@ -478,10 +480,12 @@ def tune(
     from serving.stack.endpoints import server_names
     from serving.stack.state import STACK
 
-    settings = read_settings(scenario=["slo"], slo_ms=slo_ms, duration_s=duration_s, rounds=rounds)
+    settings = read_settings(
+        scenario=["slo"], slo_ms=slo_ms, duration_s=duration_s, warmup_max_s=warmup_max_s, rounds=rounds
+    )
     serving = load_settings()
     bundle = find_bundle(model, serving.bundles)
-    cores = split_cores()
+    cores = split_cores(serving.cores)
     for server in server_names(servers):
 
         @contextmanager
@@ -575,9 +579,7 @@ def _measurable(
     settings = load_settings()
     bundle = find_bundle(model, settings.bundles)
     given = [parse_target(entry, bundle) for entry in target or ()]
-    server_cores, generator_cores = settings.cores, other_cores(settings.cores)
-    if not server_cores:
-        server_cores, generator_cores = split_cores()
+    server_cores, generator_cores = split_cores(settings.cores)
     variants = [
         load_settings(runtime=runtime or None, precision=precision or None).model_copy(
             update={"models": (str(bundle.path),), "cores": server_cores}

@@ -24,12 +24,26 @@ if TYPE_CHECKING:
     from loadtest.tune import OpenStack
 
 console = Console()
+_PROGRESS = (
+    SpinnerColumn(),
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+)
 
 
-def split_cores() -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Cores for the servers and one for the load generator, so that they do not disturb each other; on one core both
-    share it.
+def split_cores(for_servers: Sequence[int] = ()) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cores for the servers and for the load generator, so that they do not disturb each other.
+
+    Args:
+        for_servers: what the servers shall have, if that is decided. Default: all but one, which the generator gets.
+
+    Returns:
+        Both; empty where nothing is left to choose, and they share.
     """
+    if for_servers:
+        return tuple(for_servers), other_cores(for_servers)
     cores = sorted(os.sched_getaffinity(0))
     return (tuple(cores[:-1]), (cores[-1],)) if len(cores) > 1 else ((), ())
 
@@ -47,14 +61,7 @@ def bench_run(measured: Lineup, settings: BenchSettings, out: Path | None = None
     """
     bundle = measured.bundle.manifest.model if measured.bundle is not None else "targets"
     folder = out or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{bundle}"
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*_PROGRESS, console=console, transient=True) as progress:
         bar = progress.add_task("parity gate, calibration", total=settings.estimate * len(measured.targets))
 
         def on_run(target: Target, load: Load, round_: int, run: Run | None) -> None:
@@ -122,13 +129,17 @@ def tune_run(
     tried = candidates(len(server_cores) or len(os.sched_getaffinity(0)))
     folder = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-tune-{server}-{bundle.manifest.model}"
     console.print(f"{server}: {len(tried)} candidates, p{slo.percentile:g} within {slo.slo_ms:g} ms")
+    with Progress(*_PROGRESS, console=console, transient=True) as progress:
+        bar = progress.add_task("candidates", total=len(tried))
 
-    def on_candidate(changes: dict[str, Any], rate: float) -> None:
-        text = ", ".join(f"{key} {value}" for key, value in changes.items())
-        console.print(f"  {rate:8.1f} requests/s   {text}", highlight=False, soft_wrap=True)
+        def on_candidate(changes: dict[str, Any], rate: float) -> None:
+            text = ", ".join(f"{key} {value}" for key, value in changes.items())
+            progress.console.print(f"  {rate:8.1f} requests/s   {text}", highlight=False, soft_wrap=True)
+            progress.advance(bar)
+            if progress.finished:
+                progress.update(bar, description="the best beside the defaults")
 
-    both = (server_cores, generator_cores)
-    found = tune(open_stack, tried, bundle, slo, settings, both, folder, on_candidate)
+        found = tune(open_stack, tried, bundle, slo, settings, (server_cores, generator_cores), folder, on_candidate)
     path = _write_report(found.result, folder)
     write_tuned(found, folder / "tuned.toml")
     rates = dict.fromkeys((DEFAULT, TUNED), "none")
