@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -122,7 +122,7 @@ def tune_run(
     open_stack: "OpenStack", server: str, bundle: Bundle, settings: BenchSettings, cores: tuple[tuple[int, ...], ...]
 ) -> None:
     """Search one server's settings, and write the best ones with the evidence."""
-    from loadtest.tune import DEFAULT, TUNED, candidates, tune, write_tuned
+    from loadtest.tune import DEFAULT, TUNED, Screened, candidates, tune, write_tuned
 
     slo = next((one for one in settings.scenarios if isinstance(one, Slo)), Slo())
     server_cores, generator_cores = cores
@@ -132,9 +132,10 @@ def tune_run(
     with Progress(*_PROGRESS, console=console, transient=True) as progress:
         bar = progress.add_task("candidates", total=len(tried))
 
-        def on_candidate(changes: dict[str, Any], rate: float) -> None:
-            text = ", ".join(f"{key} {value}" for key, value in changes.items())
-            progress.console.print(f"  {rate:8.1f} requests/s   {text}", highlight=False, soft_wrap=True)
+        def on_candidate(one: Screened) -> None:
+            text = ", ".join(f"{key} {value}" for key, value in one.changes.items())
+            text += f" ({one.why_none})" if one.why_none else ""
+            progress.console.print(f"  {one.requests_per_s:8.1f} requests/s   {text}", highlight=False, soft_wrap=True)
             progress.advance(bar)
             if progress.finished:
                 progress.update(bar, description="the best beside the defaults")

@@ -32,14 +32,20 @@ OpenStack = Callable[[Changes, int], AbstractContextManager[Stack]]
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What was found: the changes to the defaults (none, if nothing was better), and the evidence.
-
-    `screened`: requests/s under the objective of every candidate, in one round.
-    """
+class Screened:
+    """A candidate after its one round: requests/s under the objective, or why there is no such rate."""
 
     changes: Changes
-    screened: tuple[tuple[Changes, float], ...]
+    requests_per_s: float
+    why_none: str = ""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found: the changes to the defaults (none, if nothing was better), and the evidence."""
+
+    changes: Changes
+    screened: tuple[Screened, ...]
     default: Estimate | None
     tuned: Estimate | None
     result: Result
@@ -67,7 +73,7 @@ def tune(
     settings: BenchSettings,
     cores: tuple[tuple[int, ...], tuple[int, ...]],
     folder: Path,
-    on_candidate: Callable[[Changes, float], None],
+    on_candidate: Callable[[Screened], None],
 ) -> Tuned:
     """Search one server's settings.
 
@@ -82,10 +88,10 @@ def tune(
         with open_stack(changes, 0) as stack:
             result = run_benchmark(_lineup({TUNED: stack}, bundle, cores), screening)
         found = slo_capacity(result, TUNED)
-        rate = found.requests_per_s.value if found is not None else 0.0
-        screened.append((changes, rate))
-        on_candidate(changes, rate)
-    best = max(screened, key=lambda entry: entry[1])[0]
+        why_none = next(iter(result.faults), "no rate kept the objective") if found is None else ""
+        screened.append(Screened(changes, found.requests_per_s.value if found is not None else 0.0, why_none))
+        on_candidate(screened[-1])
+    best = max(screened, key=lambda candidate: candidate.requests_per_s).changes
     with ExitStack() as started:
         stacks = {DEFAULT: started.enter_context(open_stack({}, 0)), TUNED: started.enter_context(open_stack(best, 1))}
         result = run_benchmark(

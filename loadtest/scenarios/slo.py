@@ -40,9 +40,10 @@ class Slo(Settings):
         lowest, step = rate * _LOWEST_SHARE, 1.25
         while rate > lowest and (math.isinf(high) or high > low * (1 + self.resolution)):
             recording = yield self._probe(rate)
-            if recording.fault(open_loop=True):
-                return  # it says nothing about the server, or the server is wrong
-            if self.held(recording):
+            if recording.wrong:
+                return
+            # A rate that the generator could not offer says nothing of the server, but a lower one may.
+            if self.held(recording) and not recording.fault(open_loop=True):
                 low = rate
             else:
                 high = rate
