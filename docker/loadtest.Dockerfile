@@ -28,7 +28,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nolog
  && install -d -o trident -g trident /app/artifacts /app/artifacts/results
 COPY --from=dependencies /opt/venv /opt/venv
 WORKDIR /app
-COPY trident.py ./
+COPY trident trident
 COPY serving serving
 COPY loadtest loadtest
 COPY training/__init__.py training/errors.py training/

@@ -40,7 +40,8 @@ LABEL org.opencontainers.image.title="trident-training" \
       org.opencontainers.image.description="Trident's training, export and import" \
       org.opencontainers.image.licenses="Apache-2.0"
 WORKDIR /app
-COPY trident.py docker/train.sh ./
+COPY docker/train.sh ./
+COPY trident trident
 COPY serving serving
 COPY training training
 COPY loadtest/__init__.py loadtest/errors.py loadtest/

@@ -1,5 +1,7 @@
 """The parity gate: a target that gives other answers than the golden ones is not timed."""
 
+from functools import partial
+
 import httpx
 from pydantic import BaseModel, ConfigDict
 
@@ -56,8 +58,12 @@ def through_gate(target: Target, bundle: Bundle | None, api_key: str | None = No
 
 def _ask(http: httpx.Client, check: AnswerCheck, question: Question) -> str:
     request = question.request
+    post = partial(http.post, request.path, headers=dict(request.headers), content=request.body)
     try:
-        response = http.post(request.path, headers=dict(request.headers), content=request.body)
+        try:
+            response = post()
+        except (httpx.RemoteProtocolError, httpx.NetworkError):
+            response = post()  # the server may have closed the kept connection just then
     except httpx.HTTPError as error:
         return f"{type(error).__name__}: {error}"
     return check.fault(question, response.status_code, lambda: dict(response.headers), response.content)

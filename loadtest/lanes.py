@@ -106,7 +106,9 @@ def lineup_of(
     if not lanes:
         raise TargetError("no lane is left: no server here speaks what was asked for")
     by_name = {lane.lane: stack for lane, (_, stack) in zip(lanes, owned, strict=False)}
-    ceilings = {name: spec for name, stack in by_name.items() if (spec := stack.ceiling()) is not None}
+    # The ceiling decodes and computes; who gets decoded pixels does not.
+    decoding = [lane.lane for lane in lanes if lane.input == "picture" and lane.lane in by_name]
+    ceilings = {name: spec for name in decoding if (spec := by_name[name].ceiling()) is not None}
     return Lineup(
         targets=tuple(lanes),
         bundle=bundle,

@@ -95,9 +95,7 @@ def headlines(result: Result) -> list[Headline]:
         single = next((row for row in closed if row.load.scenario == "single-stream"), None)
         peak = max(closed, key=lambda row: row.requests_per_s.value, default=None)
         capacity = slo_capacity(result, lane.name) or _peak_capacity(peak)
-        # The ceiling decodes and computes; who gets decoded pixels does not.
-        spec = result.ceiling_specs.get(lane.name) if lane.target.input == "picture" else None
-        ceiling = ceiling_of(result, spec)
+        ceiling = ceiling_of(result, result.ceiling_specs.get(lane.name))
         price = result.settings.price_per_hour
         rate = capacity.requests_per_s.value if capacity is not None else 0.0
         lines.append(

@@ -63,7 +63,7 @@ def settings(digits: Bundle, bundles: Path) -> ServingSettings:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
     """Run a command in this process, in an empty folder: its exit code, and all that it said."""
-    import trident as front_door
+    from trident import app as front_door
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")

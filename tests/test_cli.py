@@ -41,9 +41,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> N
     assert done.returncode == 0
     for command in COMMANDS:
         assert f" {command} " in done.stdout
-    code = (
-        "import sys, trident; print(sorted({'torch', 'numpy', 'pydantic', 'httpx', 'matplotlib'} & set(sys.modules)))"
-    )
+    code = "import sys, trident.app; print(sorted({'torch', 'numpy', 'pydantic', 'httpx', 'matplotlib'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from trident import app
+from trident.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

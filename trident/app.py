@@ -1,0 +1,41 @@
+"""The `trident` command, put together."""
+
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from trident import measurement, model, servers
+
+HELP = """Train an image classifier once, serve it three ways, prove that the answers agree, and measure them honestly.
+
+[bold]train[/] -> [bold]export[/] -> [bold]up[/] -> [bold]verify[/] -> [bold]bench[/] -> [bold]report[/];
+or all of it at once: [bold]demo[/]."""
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False
+)
+for part in (model, servers, measurement):
+    app.add_typer(part.commands)
+
+
+def main() -> NoReturn:
+    """The `trident` command: our own errors become one red line, and SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(app())
+    except Exception as error:
+        if not isinstance(error, _our_errors()):
+            raise
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _our_errors() -> tuple[type[Exception], ...]:
+    from loadtest.errors import LoadtestError
+    from serving.errors import TridentError
+    from training.errors import TrainingError
+
+    return (TridentError, TrainingError, LoadtestError)

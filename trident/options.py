@@ -1,0 +1,35 @@
+"""Flags that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+BUNDLES: Final = Path("artifacts/bundles")
+
+BundlesOption = Annotated[Path, typer.Option("--bundles", help="Folder of bundles.")]
+VersionOption = Annotated[int | None, typer.Option(min=1, help="The bundle's version; default: the next one.")]
+PrecisionsOption = Annotated[
+    str, typer.Option(help="Also fp16, bf16, int8, int8-dynamic (with commas), or all; fp32 is always there.")
+]
+EdgeOption = Annotated[bool, typer.Option("--edge", help="Also onnxruntime's mobile format (.ort).")]
+DropOption = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="Refuse a lower precision that loses more accuracy (of imported weights: top-1 agreement)."
+    ),
+]
+ServersOption = Annotated[str, typer.Option("--servers", help="fastapi, torchserve, triton (with commas), or all.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="MODEL, MODEL:VERSION or a bundle's folder; default: the newest bundle.")
+]
+UrlOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--url",
+        metavar="SERVER=URL[,GRPC[,METRICS[,CONTAINER]]]",
+        envvar="SERVER_URLS",
+        help="Ask this address, not the local stack (repeatable; in the environment with spaces). GRPC is HOST:PORT, "
+        "METRICS the URL of its metrics, CONTAINER that of its container's (CPU, memory, throttling).",
+    ),
+]
