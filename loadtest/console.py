@@ -13,6 +13,7 @@ from rich.text import Text
 
 from loadtest.benchmark import Lineup, run_benchmark
 from loadtest.load import Load
+from loadtest.report.tables import with_interval
 from loadtest.result import RESULTS, Result, Run, latest_result, read_result, write_result
 from loadtest.scenarios import Slo
 from loadtest.settings import BenchSettings
@@ -21,7 +22,7 @@ from loadtest.targets import Target
 from serving.bundle import Bundle
 
 if TYPE_CHECKING:
-    from loadtest.tune import OpenStack
+    from loadtest.tune import Changes, OpenLane
 
 console = Console()
 _PROGRESS = (
@@ -119,38 +120,35 @@ def compare_results(before: Path, after: Path, tolerance: float, out: Path | Non
 
 
 def tune_run(
-    open_stack: "OpenStack", server: str, bundle: Bundle, settings: BenchSettings, cores: tuple[tuple[int, ...], ...]
+    open_lane: "OpenLane", server: str, tried: "list[Changes]", bundle: Bundle, settings: BenchSettings
 ) -> None:
     """Search one server's settings, and write the best ones with the evidence."""
-    from loadtest.tune import DEFAULT, TUNED, Screened, candidates, tune, write_tuned
+    from loadtest.tune import Screened, label, tune, write_tuned
 
     slo = next((one for one in settings.scenarios if isinstance(one, Slo)), Slo())
-    server_cores, generator_cores = cores
-    tried = candidates(len(server_cores) or len(os.sched_getaffinity(0)))
     folder = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-tune-{server}-{bundle.manifest.model}"
     console.print(f"{server}: {len(tried)} candidates, p{slo.percentile:g} within {slo.slo_ms:g} ms")
     with Progress(*_PROGRESS, console=console, transient=True) as progress:
         bar = progress.add_task("candidates", total=len(tried))
 
         def on_candidate(one: Screened) -> None:
-            text = ", ".join(f"{key} {value}" for key, value in one.changes.items())
+            text = f"  {one.requests_per_s:8.1f} requests/s   {label(one.changes)}"
             text += f" ({one.why_none})" if one.why_none else ""
-            progress.console.print(f"  {one.requests_per_s:8.1f} requests/s   {text}", highlight=False, soft_wrap=True)
+            progress.console.print(text, highlight=False, soft_wrap=True)
             progress.advance(bar)
             if progress.finished:
                 progress.update(bar, description="the best beside the defaults")
 
-        found = tune(open_stack, tried, bundle, slo, settings, (server_cores, generator_cores), folder, on_candidate)
+        found = tune(open_lane, tried, slo, settings, folder, on_candidate)
     path = _write_report(found.result, folder)
     write_tuned(found, folder / "tuned.toml")
-    rates = dict.fromkeys((DEFAULT, TUNED), "none")
+    console.print(f"in {settings.rounds} rounds side by side:")
     for line in headlines(found.result):
+        rate = "none"
         if line.capacity is not None and line.capacity.under_slo:
-            share = f" ({line.of_ceiling.value:.0%} of the ceiling)" if line.of_ceiling is not None else ""
-            rates[line.lane] = f"{line.capacity.requests_per_s.value:.0f} requests/s{share}"
-    console.print(
-        f"in {settings.rounds} rounds side by side: default {rates[DEFAULT]}, the best candidate {rates[TUNED]}"
-    )
+            rate = f"{with_interval(line.capacity.requests_per_s)} requests/s"
+            rate += f", {line.of_ceiling.value:.0%} of the ceiling" if line.of_ceiling is not None else ""
+        console.print(f"  {line.lane}: {rate}", highlight=False, soft_wrap=True)
     said = found.toml().replace("\n", "; ") if found.changes else "nothing is better than the defaults beyond the noise"
     console.print(Text(f"{server}: {said}", "bold"))
     console.print(f"settings: [bold]{(folder / 'tuned.toml').resolve()}[/]", soft_wrap=True)

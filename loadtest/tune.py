@@ -1,34 +1,33 @@
 """Search the settings of a server for the most requests per second under a latency objective.
 
-Every candidate is started and given the slo scenario once; the best one and the defaults then run side by side (one
-under load at a time) in an ordinary benchmark of several rounds, which is the evidence. What is not better there is not
-recommended.
+Every candidate is started and given the slo scenario once; the best of them and the defaults then run side by side
+(one under load at a time) in an ordinary benchmark of several rounds, which is the evidence. What is not better there is
+not recommended.
 """
 
 import itertools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from loadtest.benchmark import Lineup, run_benchmark
-from loadtest.lanes import Stack
 from loadtest.result import Result, write_result
 from loadtest.scenarios import Slo
 from loadtest.settings import BenchSettings
-from loadtest.statistics import Estimate
 from loadtest.summary import slo_capacity
-from serving.bundle import Bundle
 
-DEFAULT, TUNED = "default", "tuned"
+DEFAULT: Final = "default"
+_FINALISTS: Final = 2
 _BATCHES: Final = (1, 8, 32)
 _DELAYS_MS: Final = (0.0, 2.0)
 
 Changes = dict[str, Any]
-# Starts one server with changed settings, for the duration of a block; the number keeps simultaneous ones apart.
-OpenStack = Callable[[Changes, int], AbstractContextManager[Stack]]
+# Starts one server with changed settings, for the duration of a block, as the only lane of a lineup; the number keeps
+# simultaneous ones apart.
+OpenLane = Callable[[Changes, int], AbstractContextManager[Lineup]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,6 @@ class Tuned:
 
     changes: Changes
     screened: tuple[Screened, ...]
-    default: Estimate | None
-    tuned: Estimate | None
     result: Result
 
     def toml(self) -> str:
@@ -65,54 +62,56 @@ def candidates(cores: int) -> list[Changes]:
     ]
 
 
+def label(changes: Changes) -> str:
+    """A candidate's name in tables."""
+    return ", ".join(f"{key} {value:g}" for key, value in changes.items())
+
+
 def tune(
-    open_stack: OpenStack,
+    open_lane: OpenLane,
     tried: Sequence[Changes],
-    bundle: Bundle,
     slo: Slo,
     settings: BenchSettings,
-    cores: tuple[tuple[int, ...], tuple[int, ...]],
     folder: Path,
     on_candidate: Callable[[Screened], None],
 ) -> Tuned:
     """Search one server's settings.
 
     Args:
+        tried: other settings than the defaults, which are in the final benchmark anyway.
         settings: of the final benchmark; its scenario is `slo`.
-        cores: of the servers and of the generator.
         folder: where the final benchmark is kept.
     """
-    screening = settings.model_copy(update={"rounds": 1, "scenarios": (slo,), "ceiling_s": 0.0, "calibration_s": 0.0})
+    screening = settings.model_copy(
+        update={"rounds": 1, "scenarios": (slo,), "ceiling_s": 0.0, "calibration_s": 0.0, "repeats": 0}
+    )
     screened = []
     for changes in tried:
-        with open_stack(changes, 0) as stack:
-            result = run_benchmark(_lineup({TUNED: stack}, bundle, cores), screening)
-        found = slo_capacity(result, TUNED)
+        with open_lane(changes, 0) as lane:
+            result = run_benchmark(_beside({DEFAULT: lane}), screening)
+        found = slo_capacity(result, DEFAULT)
         why_none = next(iter(result.faults), "no rate kept the objective") if found is None else ""
         screened.append(Screened(changes, found.requests_per_s.value if found is not None else 0.0, why_none))
         on_candidate(screened[-1])
-    best = max(screened, key=lambda candidate: candidate.requests_per_s).changes
+    best = sorted(screened, key=lambda one: one.requests_per_s, reverse=True)[:_FINALISTS]
+    finalists: dict[str, Changes] = {DEFAULT: {}} | {label(one.changes): one.changes for one in best}
     with ExitStack() as started:
-        stacks = {DEFAULT: started.enter_context(open_stack({}, 0)), TUNED: started.enter_context(open_stack(best, 1))}
-        result = run_benchmark(
-            _lineup(stacks, bundle, cores), settings.model_copy(update={"scenarios": (slo,)}), folder
-        )
+        lanes = {
+            name: started.enter_context(open_lane(changes, number))
+            for number, (name, changes) in enumerate(finalists.items())
+        }
+        result = run_benchmark(_beside(lanes), settings.model_copy(update={"scenarios": (slo,)}), folder)
     write_result(result, folder)
-    before, after = (slo_capacity(result, lane) for lane in (DEFAULT, TUNED))
-    better = after is not None and (
-        before is None
-        or (
-            after.requests_per_s.value > before.requests_per_s.value
-            and not after.requests_per_s.ties(before.requests_per_s)
-        )
-    )
-    return Tuned(
-        changes=best if better else {},
-        screened=tuple(screened),
-        default=before.requests_per_s if before is not None else None,
-        tuned=after.requests_per_s if after is not None else None,
-        result=result,
-    )
+    return Tuned(finalists[_winner(result, list(finalists))], tuple(screened), result)
+
+
+def _winner(result: Result, lanes: Sequence[str]) -> str:
+    """The lane with the highest rate, if that is beyond the noise; else the default."""
+    found = {lane: capacity.requests_per_s for lane in lanes if (capacity := slo_capacity(result, lane)) is not None}
+    if not found:
+        return DEFAULT
+    best = max(found, key=lambda lane: found[lane].value)
+    return DEFAULT if DEFAULT in found and found[best].ties(found[DEFAULT]) else best
 
 
 def write_tuned(tuned: Tuned, path: Path) -> None:
@@ -122,12 +121,14 @@ def write_tuned(tuned: Tuned, path: Path) -> None:
     temporary.replace(path)
 
 
-def _lineup(stacks: dict[str, Stack], bundle: Bundle, cores: tuple[tuple[int, ...], tuple[int, ...]]) -> Lineup:
-    lanes = [
-        lane.model_copy(update={"lane": name})
-        for name, stack in stacks.items()
-        for lane in stack.lanes(bundle, ("http",), ("picture",))
-    ]
-    ceilings = {name: spec for name, stack in stacks.items() if (spec := stack.ceiling()) is not None}
-    serving = {name: dict(stack.serving) for name, stack in stacks.items()}
-    return Lineup(tuple(lanes), bundle, serving, ceilings, *cores)
+def _beside(lanes: dict[str, Lineup]) -> Lineup:
+    """One lineup of single lanes, by their new names."""
+    targets, serving, ceilings = [], {}, {}
+    for name, lineup in lanes.items():
+        (target,) = lineup.targets
+        targets.append(target.model_copy(update={"lane": name}))
+        if target.lane in lineup.serving:
+            serving[name] = lineup.serving[target.lane]
+        if target.lane in lineup.ceilings:
+            ceilings[name] = lineup.ceilings[target.lane]
+    return replace(next(iter(lanes.values())), targets=tuple(targets), serving=serving, ceilings=ceilings)

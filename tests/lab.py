@@ -104,3 +104,27 @@ def result(**changes: Any) -> Result:
         "runs": tuple(runs),
     }
     return Result(**content | changes)
+
+
+def drive(scenario: Any, answer: Any, past: Any = ()) -> list[tuple[Load, Recording]]:
+    """What a scenario asks for, if each load is answered by `answer(load)`."""
+    loads, done = scenario.loads(past), []
+    try:
+        load = next(loads)
+        while True:
+            done.append((load, answer(load)))
+            load = loads.send(done[-1][1])
+    except StopIteration:
+        return done
+
+
+def server_with(capacity: float) -> Any:
+    """Latency of an M/M/1 server: 10 ms at half of its capacity, without bound above it."""
+
+    def answer(load: Load) -> Recording:
+        if isinstance(load.loop, ClosedLoop):
+            return recording([0.01] * round(capacity), 1.0)
+        mean = 0.005 / max(0.01, 1 - load.loop.rate / capacity)
+        return recording([mean * x for x in np.linspace(0.5, 3.0, 1000)], load.loop.duration_s)
+
+    return answer

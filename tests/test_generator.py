@@ -22,6 +22,7 @@ from loadtest.generator.client import Generator
 from loadtest.generator.requests_log import Requests
 from loadtest.generator.spec import GeneratorSpec
 from loadtest.load import ClosedLoop, Load, Loop, OpenLoop, Phase, WarmUp
+from loadtest.result import Result
 from loadtest.settings import read_settings
 from loadtest.targets import Question, Target
 from loadtest.truth.fake_server import Behaviour, fake_server
@@ -120,7 +121,9 @@ def keeping_server(keeps: bool) -> Iterator[tuple[str, list[Any]]]:
 
 @pytest.fixture
 def slow_server(digits: Bundle) -> Iterator[tuple[str, list[float]]]:
-    """Answers every picture rightly after 20 ms, but every tenth with 500. Notes when requests came."""
+    """Answers every picture rightly after 20 ms, but every tenth with 500. Notes when requests came. After every seventh
+    it is about to close the connection: the next request on it is not answered.
+    """
     questions = {question.request.body: question for question in Question.all_of(digits, FastapiWire("digits", 1))}
     came: list[float] = []
     numbers = itertools.count(1)
@@ -128,9 +131,13 @@ def slow_server(digits: Bundle) -> Iterator[tuple[str, list[float]]]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = 2**16  # headers and body in one packet, else they wait for each other (Nagle)
+        last = False
 
         def do_POST(self) -> None:
             question = questions[self.rfile.read(int(self.headers["content-length"]))]
+            if self.last:
+                self.close_connection = True
+                return
             came.append(time.monotonic())
             number = next(numbers)
             time.sleep(0.02)
@@ -142,8 +149,7 @@ def slow_server(digits: Bundle) -> Iterator[tuple[str, list[float]]]:
             self.end_headers()
             for part in (body[:10], body[10:], b""):
                 self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
-            if number % 7 == 0:
-                self.close_connection = True  # without saying so
+            self.last = number % 7 == 0
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -208,6 +214,12 @@ def test_a_lane_with_wrong_answers_is_not_timed(
 # --- against fake servers
 
 
+def alone(lanes: tuple[Target, ...], duration_s: float) -> Result:
+    """One round of single-stream, and nothing else."""
+    only: dict[str, Any] = {"rounds": 1, "warmup_s": 0.1, "warmup_max_s": 0.1, "calibration_s": 0, "burn_in_s": 0}
+    return run_benchmark(Lineup(lanes, None), read_settings(scenario=["single-stream"], duration_s=duration_s, **only))
+
+
 def test_several_processes_share_a_run(generator: Generator) -> None:
     with fake_server(Behaviour(service="deterministic", mean_s=0.002)) as fake:
         open_ = generator.run(spec(fake, OpenLoop.steady(100, 1.5), processes=2, warm_up=WarmUp(min_s=0.2, max_s=0.5)))
@@ -251,16 +263,7 @@ def test_a_warm_up_ends_when_latency_is_stable(generator: Generator) -> None:
 def test_fast_but_wrong_is_refused_and_wrong_in_the_middle_invalidates() -> None:
     with fake_server(Behaviour(wrong_after=0)) as liar, fake_server(Behaviour(wrong_after=300)) as turncoat:
         lanes = (liar.model_copy(update={"lane": "liar"}), turncoat.model_copy(update={"lane": "turncoat"}))
-        settings = read_settings(
-            scenario=["single-stream"],
-            duration_s=1.5,
-            warmup_s=0.1,
-            warmup_max_s=0.1,
-            rounds=1,
-            calibration_s=0,
-            burn_in_s=0,
-        )
-        measured = run_benchmark(Lineup(lanes, None), settings)
+        measured = alone(lanes, 1.5)
     assert [bool(lane.faults) for lane in measured.lanes] == [True, False]
     assert "wrong answer" in measured.lanes[0].faults[0]
     (run,) = measured.runs
@@ -273,16 +276,7 @@ def test_fast_but_wrong_is_refused_and_wrong_in_the_middle_invalidates() -> None
 def test_servers_that_are_not_under_load_are_seen_to_be_idle() -> None:
     with fake_server(Behaviour()) as one, fake_server(Behaviour()) as two:
         lanes = (one.model_copy(update={"lane": "one"}), two.model_copy(update={"lane": "two"}))
-        settings = read_settings(
-            scenario=["single-stream"],
-            duration_s=0.6,
-            warmup_s=0.1,
-            warmup_max_s=0.1,
-            rounds=1,
-            calibration_s=0,
-            burn_in_s=0,
-        )
-        measured = run_benchmark(Lineup(lanes, None), settings)
+        measured = alone(lanes, 0.6)
     for run in measured.runs:
         assert run.resources is not None
         (idle,) = run.resources.idle_cores.values()

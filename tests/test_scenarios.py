@@ -4,17 +4,16 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from loadtest.benchmark import steps
 from loadtest.errors import LoadtestError
 from loadtest.generator.recording import GeneratorHealth, Recording
-from loadtest.load import ClosedLoop, Load, OpenLoop, Phase
+from loadtest.load import Load, OpenLoop, Phase
 from loadtest.scenarios import Past, Server, SingleStream, Slo, Spike, Sweep
 from loadtest.scenarios.spike import recovery_s
 from loadtest.settings import BenchSettings, read_settings
-from tests.lab import recording, target
+from tests.lab import drive, recording, server_with, target
 
 
 def test_lanes_are_interleaved_in_an_order_that_the_seed_gives() -> None:
@@ -38,40 +37,16 @@ def test_lanes_are_interleaved_in_an_order_that_the_seed_gives() -> None:
     assert plan(1) == plan(1) != plan(2)
 
 
-def _drive(scenario: Any, answer: Any, past: Any = ()) -> list[tuple[Load, Recording]]:
-    """What a scenario asks for, if each load is answered by `answer(load)`."""
-    loads, done = scenario.loads(past), []
-    try:
-        load = next(loads)
-        while True:
-            done.append((load, answer(load)))
-            load = loads.send(done[-1][1])
-    except StopIteration:
-        return done
-
-
-def _server_with(capacity: float) -> Any:
-    """Latency of an M/M/1 server: 10 ms at half of its capacity, without bound above it."""
-
-    def answer(load: Load) -> Recording:
-        if isinstance(load.loop, ClosedLoop):
-            return recording([0.01] * round(capacity), 1.0)
-        mean = 0.005 / max(0.01, 1 - load.loop.rate / capacity)
-        return recording([mean * x for x in np.linspace(0.5, 3.0, 1000)], load.loop.duration_s)
-
-    return answer
-
-
 def test_slo_finds_the_highest_rate() -> None:
     slo = Slo(slo_ms=50, resolution=0.05)
-    done = _drive(slo, _server_with(400))
+    done = drive(slo, server_with(400))
     # 0.005 / (1 - r) * 3 * 0.99 = 0.05 at r = 0.70
     assert slo.highest(done) == pytest.approx(400 * 0.70, rel=0.06)
     assert len(done) < 12
     for load, _ in done[1:]:
         assert isinstance(load.loop, OpenLoop)
         assert load.loop.rate * load.loop.duration_s >= 662 or load.loop.duration_s >= slo.duration_s
-    later = _drive(slo, _server_with(400), [Past(*entry) for entry in done])
+    later = drive(slo, server_with(400), [Past(*entry) for entry in done])
     assert not any(load.probe for load, _ in later)
     assert slo.highest(later) == pytest.approx(400 * 0.70, rel=0.06)
 
@@ -87,34 +62,34 @@ def test_slo_counts_failed_requests_as_late() -> None:
 
 def test_slo_gives_up_on_a_server_that_never_holds() -> None:
     slo = Slo(slo_ms=1)
-    assert slo.highest(_drive(slo, _server_with(100))) == 0
+    assert slo.highest(drive(slo, server_with(100))) == 0
 
 
 def test_slo_searches_below_what_the_generator_cannot_offer() -> None:
     late = GeneratorHealth(cpu=0.2, lag_p50_ms=5, lag_p99_ms=50)
 
     def answer(load: Load) -> Recording:
-        found: Recording = _server_with(400)(load)
+        found: Recording = server_with(400)(load)
         offered = isinstance(load.loop, OpenLoop) and load.loop.rate < 200
         return found if offered else found.model_copy(update={"generator": late})
 
     slo = Slo(slo_ms=50, resolution=0.05)
-    assert slo.highest(_drive(slo, answer)) == pytest.approx(200, rel=0.06)
+    assert slo.highest(drive(slo, answer)) == pytest.approx(200, rel=0.06)
 
 
 def test_slo_ends_at_a_wrong_answer() -> None:
-    done = _drive(Slo(slo_ms=50), lambda load: recording([0.001] * 700, wrong=1))
+    done = drive(Slo(slo_ms=50), lambda load: recording([0.001] * 700, wrong=1))
     assert len(done) == 2
     assert Slo(slo_ms=50).highest(done) == 0
 
 
 def test_server_takes_its_shares_of_the_first_rounds_capacity_in_every_round() -> None:
-    first = _drive(Server(shares=(0.5, 0.9)), _server_with(200))
+    first = drive(Server(shares=(0.5, 0.9)), server_with(200))
     assert first[0][0].probe
     assert [getattr(load.loop, "rate", 0) for load, _ in first[1:]] == pytest.approx([100, 180], rel=0.02)
-    second = _drive(Server(shares=(0.5, 0.9)), _server_with(300), [Past(*entry) for entry in first])
+    second = drive(Server(shares=(0.5, 0.9)), server_with(300), [Past(*entry) for entry in first])
     assert [load for load, _ in second] == [load for load, _ in first[1:]]
-    assert [load.loop.label for load, _ in _drive(Server(rates=(7, 9)), _server_with(1))] == ["7/s", "9/s"]
+    assert [load.loop.label for load, _ in drive(Server(rates=(7, 9)), server_with(1))] == ["7/s", "9/s"]
 
 
 def test_recovery_is_counted_from_the_end_of_the_spike() -> None:
@@ -125,7 +100,7 @@ def test_recovery_is_counted_from_the_end_of_the_spike() -> None:
     assert recovery_s(loop, recording(latencies, 6.0)) == pytest.approx(1.5, abs=0.11)
     never = [0.5 if slow_from <= i else 0.01 for i in range(600)]
     assert recovery_s(loop, recording(never, 6.0)) is None
-    load = _drive(Spike(), _server_with(100))[-1][0]
+    load = drive(Spike(), server_with(100))[-1][0]
     assert isinstance(load.loop, OpenLoop)
     assert [phase.rate for phase in load.loop.phases] == pytest.approx([40, 150, 40], rel=0.02)
 

@@ -12,7 +12,7 @@ from trident.lineup import measurable, served
 from trident.options import ModelOption, ServersOption, UrlOption
 
 if TYPE_CHECKING:
-    from loadtest.lanes import Stack
+    from loadtest.benchmark import Lineup
     from serving.bundle import Bundle
     from serving.server_plan import ServerName
 
@@ -127,9 +127,11 @@ def tune(
     The best settings are written as tuned.toml, beside the benchmark that shows it.
     """
     from loadtest.console import split_cores, tune_run
+    from loadtest.lanes import lineup_of
     from loadtest.settings import read_settings
+    from loadtest.tune import candidates
     from serving.bundle import find_bundle
-    from serving.settings import load_settings
+    from serving.settings import available_cores, load_settings
     from serving.stack.control import running_stack
     from serving.stack.endpoints import server_names
     from serving.stack.state import STACK
@@ -139,16 +141,20 @@ def tune(
     )
     serving = load_settings()
     bundle = find_bundle(model, serving.bundles)
-    cores = split_cores(serving.cores)
+    server_cores, generator_cores = split_cores(serving.cores)
+    cores = len(server_cores) or available_cores()
+    default = serving.model_dump() | {"threads": serving.threads or max(1, cores // serving.workers)}
+    tried = [changes for changes in candidates(cores) if not changes.items() <= default.items()]
     for server in server_names(servers):
 
         @contextmanager
-        def open_stack(changes: dict[str, Any], number: int, server: "ServerName" = server) -> Iterator["Stack"]:
-            changed = serving.model_copy(update={"models": (str(bundle.path),), "cores": cores[0], **changes})
+        def open_lane(changes: dict[str, Any], number: int, server: "ServerName" = server) -> Iterator["Lineup"]:
+            changed = serving.model_copy(update={"models": (str(bundle.path),), "cores": server_cores, **changes})
             with running_stack(changed, [server], STACK.with_name(f"{STACK.name}-tune-{number}")) as state:
-                yield served(state, state.endpoints())
+                stack = served(state, state.endpoints())
+                yield lineup_of([stack], bundle, server_cores=server_cores, generator_cores=generator_cores)
 
-        tune_run(open_stack, server, bundle, settings, cores)
+        tune_run(open_lane, server, tried, bundle, settings)
 
 
 @commands.command(rich_help_panel="Measurement")
