@@ -32,7 +32,7 @@ $(PEERS_VENV)/.ready: pyproject.toml constraints-peers.txt scripts/setup.sh $(VE
 demo: setup  ## train, export, deploy to three servers, verify, load-test, report, clean up
 	@$(BIN)/trident demo $(ARGS)
 
-test: setup  ## the fast tests (under a minute)
+test: setup  ## the tests that need no server but small ones of their own
 	@$(BIN)/pytest $(ARGS)
 
 test-integration: setup  ## the tests that start the real servers
@@ -46,7 +46,7 @@ truth: setup  ## is the load test right? against simulation, queueing theory and
 
 # Commands are run under $(QUIET), if there is a way to keep the machine quiet for them.
 LANES := --runtime onnxruntime,torchscript --protocol http,grpc --send picture,tensor
-results: setup  ## the benchmarks of docs/results again (ten minutes; nothing else should run)
+results: setup  ## the benchmarks of docs/results again (twenty minutes; nothing else should run)
 	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits.toml $(LANES) --out docs/results/digits
 	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits-slo.toml --out docs/results/digits-slo
 	$(QUIET) $(BIN)/trident bench --model efficientnet_lite0 --file docs/results/efficientnet_lite0.toml $(LANES) --out docs/results/efficientnet_lite0
