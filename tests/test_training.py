@@ -11,7 +11,7 @@ from serving.preprocess import preprocess
 from tests.pictures import encoded, gradient
 from tests.training_runs import train_digits
 from training.checkpoint import load_checkpoint
-from training.datasets import load_dataset
+from training.datasets import FileSplit, load_dataset
 from training.distributed import Processes
 from training.errors import CheckpointError, DataError, ModelError
 from training.loading import EpochBatches, augmentation, mixed_seed, training_loader
@@ -174,7 +174,9 @@ def test_a_folder_that_is_split_already(folder: Path, tmp_path: Path) -> None:
         for label in ("red", "blue"):
             shutil.copytree(folder / label, root / split / label)
     dataset = load_dataset(TrainSettings(data="folder", data_dir=root, image_size=32))
-    assert {name: len(split.labels) for name, split in dataset.splits.items()} == {"train": 40, "val": 40, "test": 40}
+    assert {name: len(split.labels) for name, split in dataset.splits.items()} == {"train": 36, "val": 4, "test": 40}
+    assert isinstance(dataset.test, FileSplit)
+    assert all(path.is_relative_to(root / "val") for path in dataset.test.paths)
 
 
 def test_unusable_folders_say_why(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 `digits`   1797 handwritten digits, 8x8, from scikit-learn's wheel: real data that needs no network.
 `cifar10`  50,000 + 10,000 pictures, 32x32, by torchvision: downloaded, or found below `data_dir`.
-`folder`   a user's own: `data_dir/{train,val,test}/<label>/*.jpg`, or `data_dir/<label>/*.jpg`, which is split by us.
+`folder`   a user's own: `data_dir/{train,val,test}/<label>/*.jpg`, or `data_dir/<label>/*.jpg`, which is split by us
+           (so is `train` where only one of `val` and `test` is there: that one is then the test).
 
 Splits never depend on the run's seed, so that runs can be compared.
 """
@@ -185,18 +186,29 @@ def _folder(root: Path, size: int) -> Dataset:
         rows = _stratified(labels, val=0.1, test=0.1)
         if len(paths) < LEAST_GOLDEN:
             raise DataError(f"{root} has {len(paths)} pictures; an exported model needs at least {LEAST_GOLDEN}")
-        train, val, test = (FileSplit([paths[i] for i in chosen], labels[chosen], spec) for chosen in rows)
+        train, val, test = (_part(paths, labels, chosen, spec) for chosen in rows)
     elif "train" in given and len(given) > 1:
         names = _label_folders(given["train"])
-        splits = {name: FileSplit(*_scan(path, names), spec) for name, path in given.items()}
-        train = splits["train"]
-        val = splits.get("val", splits.get("test", train))
-        test = splits.get("test", val)
+        scanned = {name: _scan(path, names) for name, path in given.items()}
+        if len(given) == 3:
+            train, val, test = (FileSplit(*scanned[name], spec) for name in ("train", "val", "test"))
+        else:  # what is held out is for the test alone: the best checkpoint is chosen by another part
+            paths, labels = scanned.pop("train")
+            train_rows, val_rows, _ = _stratified(labels, val=0.1, test=0)
+            train, val = (_part(paths, labels, chosen, spec) for chosen in (train_rows, val_rows))
+            ((_, held_out),) = scanned.items()
+            test = FileSplit(*held_out, spec)
     else:
         raise DataError(
             f"{root} has {' and '.join(given)} only: it needs train with val or test, or just one folder per label"
         )
     return Dataset("folder", tuple(names), spec, IMAGENET_MEAN, IMAGENET_STD, train, val, test)
+
+
+def _part(
+    paths: Sequence[Path], labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], spec: ImageInput
+) -> FileSplit:
+    return FileSplit([paths[i] for i in rows], labels[rows], spec)
 
 
 def _label_folders(root: Path) -> list[str]:
