@@ -91,4 +91,4 @@ clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
 	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) artifacts mlruns .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-integration test-all truth compose-up compose-down compose-test bench-overhead bench-training bench-int8 soak lint format lock clean
+.PHONY: help setup demo test test-integration test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-int8 soak lint format lock clean

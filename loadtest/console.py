@@ -1,4 +1,4 @@
-"""The load test's part of the command line: what `trident bench`, `report`, `compare` and `demo` do and show."""
+"""The load test's part of the command line: what `trident bench`, `report`, `compare`, `tune` and `demo` do and show."""
 
 import os
 from collections.abc import Sequence
@@ -13,9 +13,7 @@ from rich.text import Text
 
 from loadtest.benchmark import Lineup, run_benchmark
 from loadtest.load import Load
-from loadtest.report.tables import with_interval
 from loadtest.result import RESULTS, Result, Run, latest_result, read_result, write_result
-from loadtest.scenarios import Slo
 from loadtest.settings import BenchSettings
 from loadtest.summary import Headline, headlines, milliseconds
 from loadtest.targets import Target
@@ -121,38 +119,36 @@ def compare_results(before: Path, after: Path, tolerance: float, out: Path | Non
 
 def tune_run(
     open_lane: "OpenLane", server: str, tried: "list[Changes]", bundle: Bundle, settings: BenchSettings
-) -> None:
-    """Search one server's settings, and write the best ones with the evidence."""
-    from loadtest.tune import Screened, label, tune, write_tuned
+) -> bool:
+    """Search one server's settings, and write the best ones with the evidence. False if it gave wrong answers."""
+    from loadtest.tune import Screened, tune, write_tuned
 
-    slo = next((one for one in settings.scenarios if isinstance(one, Slo)), Slo())
     folder = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-tune-{server}-{bundle.manifest.model}"
-    console.print(f"{server}: {len(tried)} candidates, p{slo.percentile:g} within {slo.slo_ms:g} ms")
+    console.print(f"{server}: {len(tried)} candidates besides the default")
     with Progress(*_PROGRESS, console=console, transient=True) as progress:
         bar = progress.add_task("candidates", total=len(tried))
 
         def on_candidate(one: Screened) -> None:
-            text = f"  {one.requests_per_s:8.1f} requests/s   {label(one.changes)}"
-            text += f" ({one.why_none})" if one.why_none else ""
-            progress.console.print(text, highlight=False, soft_wrap=True)
+            progress.console.print(f"  {one.text()}", highlight=False, soft_wrap=True, markup=False)
             progress.advance(bar)
             if progress.finished:
-                progress.update(bar, description="the best beside the defaults")
+                progress.update(bar, description="the best beside the default")
 
-        found = tune(open_lane, tried, slo, settings, folder, on_candidate)
+        found = tune(open_lane, tried, settings, folder, on_candidate)
     path = _write_report(found.result, folder)
     write_tuned(found, folder / "tuned.toml")
-    console.print(f"in {settings.rounds} rounds side by side:")
+    console.print(f"in {settings.rounds} rounds side by side, requests/s:")
     for line in headlines(found.result):
-        rate = "none"
-        if line.capacity is not None and line.capacity.under_slo:
-            rate = f"{with_interval(line.capacity.requests_per_s)} requests/s"
-            rate += f", {line.of_ceiling.value:.0%} of the ceiling" if line.of_ceiling is not None else ""
-        console.print(f"  {line.lane}: {rate}", highlight=False, soft_wrap=True)
-    said = found.toml().replace("\n", "; ") if found.changes else "nothing is better than the defaults beyond the noise"
+        rate = line.capacity.text() if line.capacity is not None and line.capacity.under_slo else "none"
+        share = f", {line.of_ceiling.value:.0%} of the ceiling" if line.of_ceiling is not None else ""
+        console.print(f"  {line.lane}: {rate}{share}", highlight=False, soft_wrap=True)
+    for fault in found.result.faults:
+        console.print(Text(fault, "red"))
+    said = ", ".join(found.toml().splitlines()) or "nothing is better than the default beyond the noise"
     console.print(Text(f"{server}: {said}", "bold"))
     console.print(f"settings: [bold]{(folder / 'tuned.toml').resolve()}[/]", soft_wrap=True)
     console.print(f"report: [bold]{path.resolve()}[/]", soft_wrap=True)
+    return found.result.sound
 
 
 def show_headlines(result: Result) -> None:
@@ -182,7 +178,7 @@ def _cells(line: Headline, with_slo: bool) -> list[str]:
     cells.append(f"{line.peak.requests_per_s.value:.0f} (at {concurrency})" if line.peak is not None else "-")
     if with_slo:
         under_slo = line.capacity is not None and line.capacity.under_slo
-        cells.append(f"{line.capacity.requests_per_s.value:.0f}" if line.capacity is not None and under_slo else "-")
+        cells.append(line.capacity.text() if line.capacity is not None and under_slo else "-")
     return cells
 
 

@@ -50,20 +50,22 @@ def through_gate(target: Target, bundle: Bundle | None, api_key: str | None = No
     faults = []
     with httpx.Client(base_url=target.url, timeout=_TIMEOUT_S, trust_env=False) as http:
         for number, question in enumerate(questions):
-            fault = _ask(http, check, question)
+            fault = _ask(http, check, question, kept=number > 0)
             if fault:
                 faults.append(f"picture {number}: {fault}")
     return Lane(target=target, golden_pictures=len(questions), max_abs_difference=None, faults=tuple(faults))
 
 
-def _ask(http: httpx.Client, check: AnswerCheck, question: Question) -> str:
+def _ask(http: httpx.Client, check: AnswerCheck, question: Question, *, kept: bool) -> str:
     request = question.request
     post = partial(http.post, request.path, headers=dict(request.headers), content=request.body)
     try:
         try:
             response = post()
-        except (httpx.RemoteProtocolError, httpx.NetworkError):
-            response = post()  # the server may have closed the kept connection just then
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if not kept:
+                raise
+            response = post()  # on a new connection: the server may have closed the kept one just then
     except httpx.HTTPError as error:
         return f"{type(error).__name__}: {error}"
     return check.fault(question, response.status_code, lambda: dict(response.headers), response.content)

@@ -86,7 +86,7 @@ class Estimate:
     def ties(self, other: "Estimate") -> bool:
         """Whether the two cannot be told apart: one is inside the interval of their ratio, or there is none."""
         interval = self.ratio(other).interval
-        return interval is None or interval.low <= 1 <= interval.high
+        return interval is None or not (interval.low > 1 or interval.high < 1)  # NaN (0 / 0) tells nothing either
 
 
 def mean_of(values: Sequence[float]) -> Estimate:

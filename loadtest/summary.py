@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from loadtest.ceiling import CeilingSpec
-from loadtest.load import ClosedLoop, Load
+from loadtest.load import ClosedLoop, Load, OpenLoop
 from loadtest.result import Result, Run
 from loadtest.scenarios import Slo
 from loadtest.statistics import Estimate, mean, mean_of, percentile_of
@@ -50,11 +50,17 @@ class Capacity:
     """The most requests per second of a lane, and what that means.
 
     `under_slo`: it is the highest rate that kept the objective of the slo scenario; else the highest throughput seen.
+    `at_least`: the generator could not offer the next higher rate, so that the server may do more.
     """
 
     requests_per_s: Estimate
     under_slo: bool
     condition: str
+    at_least: bool = False
+
+    def text(self) -> str:
+        """For tables: `1230 (1200 to 1310)`, with `at least` before it where that is all that is known."""
+        return ("at least " if self.at_least else "") + with_interval(self.requests_per_s)
 
 
 @dataclass(frozen=True)
@@ -119,19 +125,24 @@ def slo_capacity(result: Result, lane: str) -> Capacity | None:
     scenario = next((one for one in result.settings.scenarios if isinstance(one, Slo)), None)
     if scenario is None:
         return None
-    found = []
+    found, at_least = [], False
     for round_ in range(result.settings.rounds):
         runs = [
             run
             for run in result.runs
-            if (run.lane, run.round, run.load.scenario) == (lane, round_, "slo") and not run.repeated
+            if (run.lane, run.round, run.load.scenario) == (lane, round_, "slo")
+            and not (run.repeated or run.load.probe)
         ]
-        rate = scenario.highest([(run.load, run.recording) for run in runs])
-        if rate or (runs and not any(run.fault for run in runs)):  # a search that was cut short found nothing out
-            found.append(rate)
-    if not found or not any(found):
+        held, failed = scenario.bracket([(run.load, run.recording) for run in runs if not run.fault])
+        spoiled = [run.load.loop.rate for run in runs if run.fault and isinstance(run.load.loop, OpenLoop)]
+        bounded = any(held < rate < failed for rate in spoiled)  # who knows whether it would have held there
+        if any(run.recording.wrong for run in runs) or not (held or (runs and not bounded)):
+            continue  # it was cut short, or says nothing
+        found.append(held)
+        at_least = at_least or bounded
+    if not any(found):
         return None
-    return Capacity(mean_of(found), True, f"p{scenario.percentile:g} within {scenario.slo_ms:g} ms")
+    return Capacity(mean_of(found), True, f"p{scenario.percentile:g} within {scenario.slo_ms:g} ms", at_least)
 
 
 def ceiling_of(result: Result, spec: CeilingSpec | None) -> Estimate | None:
@@ -146,6 +157,21 @@ def milliseconds(seconds: Estimate | float | None) -> str:
         return "too few"
     value = (seconds.value if isinstance(seconds, Estimate) else seconds) * 1000
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def with_interval(value: Estimate | None, unit: float = 1.0, digits: int = 3) -> str:
+    """`1.23 (1.20 to 1.31)`, or without the interval where there were too few rounds."""
+    if value is None:
+        return "too few"
+    text = _significant(value.value * unit, digits)
+    interval = value.interval
+    if interval is None:
+        return text
+    return f"{text} ({_significant(interval.low * unit, digits)} to {_significant(interval.high * unit, digits)})"
+
+
+def _significant(number: float, digits: int) -> str:
+    return f"{number:.{digits}g}" if number < 10**digits - 0.5 else f"{number:.0f}"
 
 
 def _counts(run: Run) -> bool:

@@ -1,6 +1,6 @@
 """Search the settings of a server for the most requests per second under a latency objective.
 
-Every candidate is started and given the slo scenario once; the best of them and the defaults then run side by side
+Every candidate is started and given the slo scenario once; the best of them and the default then run side by side
 (one under load at a time) in an ordinary benchmark of several rounds, which is the evidence. What is not better there is
 not recommended.
 """
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtest.benchmark import Lineup, run_benchmark
+from loadtest.errors import LoadtestError
 from loadtest.result import Result, write_result
-from loadtest.scenarios import Slo
 from loadtest.settings import BenchSettings
 from loadtest.summary import slo_capacity
 
 DEFAULT: Final = "default"
 _FINALISTS: Final = 2
+_SHORT: Final = {"max_batch_size": "batch", "queue_delay_ms": "delay"}
 _BATCHES: Final = (1, 8, 32)
 _DELAYS_MS: Final = (0.0, 2.0)
 
@@ -38,10 +39,16 @@ class Screened:
     requests_per_s: float
     why_none: str = ""
 
+    def text(self) -> str:
+        """In a line."""
+        return f"{self.requests_per_s:8.1f} requests/s   {label(self.changes)}" + (
+            f" ({self.why_none})" if self.why_none else ""
+        )
+
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found: the changes to the defaults (none, if nothing was better), and the evidence."""
+    """What was found: the changes to the default (none, if nothing was better), and the evidence."""
 
     changes: Changes
     screened: tuple[Screened, ...]
@@ -52,25 +59,37 @@ class Tuned:
         return "".join(f"{key} = {value}\n" for key, value in self.changes.items())
 
 
-def candidates(cores: int) -> list[Changes]:
-    """Every way to fill the cores with workers of equal threads, times batch sizes, times delays."""
+def candidates(server: str, cores: int, default: Changes) -> list[Changes]:
+    """Every way to fill the cores with workers of equal threads, times batch sizes, times delays; without what is the
+    same as others or as the default.
+    """
     pairs = [(workers, cores // workers) for workers in range(1, cores + 1) if cores % workers == 0]
-    return [
-        {"workers": workers, "threads": threads, "max_batch_size": batch, "queue_delay_ms": delay}
-        for (workers, threads), batch, delay in itertools.product(pairs, _BATCHES, _DELAYS_MS)
-        if batch > 1 or delay == 0
-    ]
+    found: list[Changes] = []
+    for (workers, threads), batch, delay in itertools.product(pairs, _BATCHES, _DELAYS_MS):
+        one = {"workers": workers, "threads": threads, "max_batch_size": batch, "queue_delay_ms": delay}
+        same = [_in_effect(server, other) == _in_effect(server, one) for other in (*found, default)]
+        if not any(same):
+            found.append(one)
+    return found
+
+
+def _in_effect(server: str, changes: Changes) -> Changes:
+    """Nobody waits for a batch of one, and TorchServe makes no batches without a delay."""
+    if server == "torchserve" and changes["queue_delay_ms"] < 1:
+        changes = changes | {"max_batch_size": 1}
+    if changes["max_batch_size"] == 1:
+        changes = changes | {"queue_delay_ms": 0.0}
+    return changes
 
 
 def label(changes: Changes) -> str:
     """A candidate's name in tables."""
-    return ", ".join(f"{key} {value:g}" for key, value in changes.items())
+    return " ".join(f"{_SHORT.get(key, key)} {value:g}" for key, value in changes.items())
 
 
 def tune(
     open_lane: OpenLane,
     tried: Sequence[Changes],
-    slo: Slo,
     settings: BenchSettings,
     folder: Path,
     on_candidate: Callable[[Screened], None],
@@ -78,46 +97,71 @@ def tune(
     """Search one server's settings.
 
     Args:
-        tried: other settings than the defaults, which are in the final benchmark anyway.
+        tried: other settings than the default, which is in the final benchmark anyway.
         settings: of the final benchmark; its scenario is `slo`.
         folder: where the final benchmark is kept.
     """
-    screening = settings.model_copy(
-        update={"rounds": 1, "scenarios": (slo,), "ceiling_s": 0.0, "calibration_s": 0.0, "repeats": 0}
-    )
+    screening = settings.model_copy(update={"rounds": 1, "ceiling_s": 0.0, "calibration_s": 0.0})
     screened = []
     for changes in tried:
-        with open_lane(changes, 0) as lane:
-            result = run_benchmark(_beside({DEFAULT: lane}), screening)
-        found = slo_capacity(result, DEFAULT)
-        why_none = next(iter(result.faults), "no rate kept the objective") if found is None else ""
-        screened.append(Screened(changes, found.requests_per_s.value if found is not None else 0.0, why_none))
+        screened.append(_screen(open_lane, changes, screening))
         on_candidate(screened[-1])
     best = sorted(screened, key=lambda one: one.requests_per_s, reverse=True)[:_FINALISTS]
-    finalists: dict[str, Changes] = {DEFAULT: {}} | {label(one.changes): one.changes for one in best}
+    finalists: dict[str, Changes] = {DEFAULT: {}}
+    finalists |= {label(one.changes): one.changes for one in best if one.requests_per_s}
     with ExitStack() as started:
         lanes = {
             name: started.enter_context(open_lane(changes, number))
             for number, (name, changes) in enumerate(finalists.items())
         }
-        result = run_benchmark(_beside(lanes), settings.model_copy(update={"scenarios": (slo,)}), folder)
+        result = run_benchmark(_beside(lanes), settings, folder)
     write_result(result, folder)
-    return Tuned(finalists[_winner(result, list(finalists))], tuple(screened), result)
+    return Tuned(finalists[_winner(result)], tuple(screened), result)
 
 
-def _winner(result: Result, lanes: Sequence[str]) -> str:
-    """The lane with the highest rate, if that is beyond the noise; else the default."""
-    found = {lane: capacity.requests_per_s for lane in lanes if (capacity := slo_capacity(result, lane)) is not None}
-    if not found:
-        return DEFAULT
-    best = max(found, key=lambda lane: found[lane].value)
-    return DEFAULT if DEFAULT in found and found[best].ties(found[DEFAULT]) else best
+def _screen(open_lane: OpenLane, changes: Changes, settings: BenchSettings) -> Screened:
+    name = label(changes)
+    try:
+        with open_lane(changes, 0) as lane:
+            result = run_benchmark(_beside({name: lane}), settings)
+    except LoadtestError as error:  # it does not start with these settings, say; others may
+        return Screened(changes, 0.0, str(error))
+    found = slo_capacity(result, name)
+    if found is not None:
+        return Screened(changes, found.requests_per_s.value)
+    valid = any(not (run.fault or run.load.probe) for run in result.runs)
+    return Screened(changes, 0.0, "no rate kept the objective" if valid and result.sound else result.faults[0])
+
+
+def _winner(result: Result) -> str:
+    """The lane with the highest rate of those that are above the default beyond the noise; else the default."""
+    found = {lane.name: slo_capacity(result, lane.name) for lane in result.lanes}
+    default = found.pop(DEFAULT)
+    rates = {name: capacity.requests_per_s for name, capacity in found.items() if capacity is not None}
+    if (
+        default is None
+    ):  # if it could be told, no rate of its kept the objective, and a candidate's in every round is better
+        told = not any(run.fault for run in result.runs if run.lane == DEFAULT)
+        better = {
+            name: rate for name, rate in rates.items() if told and rate.interval is not None and rate.interval.low
+        }
+    else:
+        before = default.requests_per_s
+        better = {
+            name: rate
+            for name, rate in rates.items()
+            if rate.value > before.value and not rate.ties(before) and not default.at_least
+        }
+    return max(better, key=lambda name: better[name].value, default=DEFAULT)
 
 
 def write_tuned(tuned: Tuned, path: Path) -> None:
-    """The best settings as a file, whole or not at all."""
+    """The best settings as a file, whole or not at all, with what the candidates reached."""
+    lines = ["# Requests/s of the candidates, in one round each; the report beside this file has the final.\n"]
+    lines += [f"# {' '.join(one.text().split())}\n" for one in tuned.screened]
+    lines.append(tuned.toml() or "# Nothing was better than the default beyond the noise.\n")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(tuned.toml() or "# nothing was better than the defaults\n")
+    temporary.write_text("".join(lines))
     temporary.replace(path)
 
 

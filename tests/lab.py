@@ -58,9 +58,11 @@ def lane(name: str, *faults: str) -> Lane:
     return Lane(target=target(name), golden_pictures=16, max_abs_difference=difference, faults=faults)
 
 
-def run(lane: str, loop: Loop, round_: int, recorded: Recording, scenario: str = "sweep", **more: Any) -> Run:
+def run(
+    lane: str, loop: Loop, round_: int, recorded: Recording, scenario: str = "sweep", probe: bool = False, **more: Any
+) -> Run:
     """One run."""
-    load = Load(scenario=scenario, loop=loop)
+    load = Load(scenario=scenario, loop=loop, probe=probe)
     return Run(lane=lane, load=load, round=round_, started=datetime.now(UTC), recording=recorded, **more)
 
 

@@ -41,14 +41,14 @@ def test_slo_finds_the_highest_rate() -> None:
     slo = Slo(slo_ms=50, resolution=0.05)
     done = drive(slo, server_with(400))
     # 0.005 / (1 - r) * 3 * 0.99 = 0.05 at r = 0.70
-    assert slo.highest(done) == pytest.approx(400 * 0.70, rel=0.06)
+    assert slo.bracket(done)[0] == pytest.approx(400 * 0.70, rel=0.06)
     assert len(done) < 12
     for load, _ in done[1:]:
         assert isinstance(load.loop, OpenLoop)
         assert load.loop.rate * load.loop.duration_s >= 662 or load.loop.duration_s >= slo.duration_s
     later = drive(slo, server_with(400), [Past(*entry) for entry in done])
     assert not any(load.probe for load, _ in later)
-    assert slo.highest(later) == pytest.approx(400 * 0.70, rel=0.06)
+    assert slo.bracket(later)[0] == pytest.approx(400 * 0.70, rel=0.06)
 
 
 def test_slo_counts_failed_requests_as_late() -> None:
@@ -62,7 +62,7 @@ def test_slo_counts_failed_requests_as_late() -> None:
 
 def test_slo_gives_up_on_a_server_that_never_holds() -> None:
     slo = Slo(slo_ms=1)
-    assert slo.highest(drive(slo, server_with(100))) == 0
+    assert slo.bracket(drive(slo, server_with(100)))[0] == 0
 
 
 def test_slo_searches_below_what_the_generator_cannot_offer() -> None:
@@ -74,13 +74,20 @@ def test_slo_searches_below_what_the_generator_cannot_offer() -> None:
         return found if offered else found.model_copy(update={"generator": late})
 
     slo = Slo(slo_ms=50, resolution=0.05)
-    assert slo.highest(drive(slo, answer)) == pytest.approx(200, rel=0.06)
+    assert slo.bracket(drive(slo, answer))[0] == pytest.approx(200, rel=0.06)
+
+
+def test_slo_gives_up_when_the_generator_is_late_at_every_rate() -> None:
+    late = GeneratorHealth(cpu=0.2, lag_p50_ms=5, lag_p99_ms=50)
+    done = drive(Slo(slo_ms=50), lambda load: server_with(400)(load).model_copy(update={"generator": late}))
+    assert 2 < len(done) < 12
+    assert Slo(slo_ms=50).bracket(done)[0] == 0
 
 
 def test_slo_ends_at_a_wrong_answer() -> None:
     done = drive(Slo(slo_ms=50), lambda load: recording([0.001] * 700, wrong=1))
     assert len(done) == 2
-    assert Slo(slo_ms=50).highest(done) == 0
+    assert Slo(slo_ms=50).bracket(done)[0] == 0
 
 
 def test_server_takes_its_shares_of_the_first_rounds_capacity_in_every_round() -> None:

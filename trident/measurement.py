@@ -1,7 +1,7 @@
 """Commands that measure: bench, report, compare, tune, demo."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,8 +118,8 @@ def tune(
     model: ModelOption = None,
     slo_ms: Annotated[float, typer.Option(help="The objective: p99 within so many milliseconds.")] = 50,
     duration_s: Annotated[float, typer.Option(help="Measured seconds per probe, at least.")] = 3,
-    warmup_max_s: Annotated[float, typer.Option(help="Warm up each probe until stable, at most.")] = 2,
-    rounds: Annotated[int, typer.Option(help="Of the final benchmark, default against best.")] = 3,
+    warmup_max_s: Annotated[float, typer.Option(help="Warm up before each probe until stable, but no longer.")] = 2,
+    rounds: Annotated[int, typer.Option(min=3, help="Of the final benchmark: the two best beside the default.")] = 3,
 ) -> None:
     """Search workers, threads, batch size and queue delay of each server for the most requests/s under an objective.
 
@@ -127,10 +127,12 @@ def tune(
     The best settings are written as tuned.toml, beside the benchmark that shows it.
     """
     from loadtest.console import split_cores, tune_run
+    from loadtest.errors import TargetError
     from loadtest.lanes import lineup_of
     from loadtest.settings import read_settings
     from loadtest.tune import candidates
     from serving.bundle import find_bundle
+    from serving.errors import DeploymentError
     from serving.settings import available_cores, load_settings
     from serving.stack.control import running_stack
     from serving.stack.endpoints import server_names
@@ -142,19 +144,26 @@ def tune(
     serving = load_settings()
     bundle = find_bundle(model, serving.bundles)
     server_cores, generator_cores = split_cores(serving.cores)
-    cores = len(server_cores) or available_cores()
-    default = serving.model_dump() | {"threads": serving.threads or max(1, cores // serving.workers)}
-    tried = [changes for changes in candidates(cores) if not changes.items() <= default.items()]
+    cores = min(available_cores(), len(server_cores) or available_cores())
+    default = serving.model_dump(include={"workers", "max_batch_size", "queue_delay_ms"})
+    default["threads"] = serving.threads or max(1, cores // serving.workers)
+    right = True
     for server in server_names(servers):
 
         @contextmanager
         def open_lane(changes: dict[str, Any], number: int, server: "ServerName" = server) -> Iterator["Lineup"]:
             changed = serving.model_copy(update={"models": (str(bundle.path),), "cores": server_cores, **changes})
-            with running_stack(changed, [server], STACK.with_name(f"{STACK.name}-tune-{number}")) as state:
+            with ExitStack() as started:
+                folder = STACK.with_name(f"{STACK.name}-tune-{number}")
+                try:
+                    state = started.enter_context(running_stack(changed, [server], folder))
+                except DeploymentError as error:
+                    raise TargetError(f"it does not start: {error}") from error
                 stack = served(state, state.endpoints())
                 yield lineup_of([stack], bundle, server_cores=server_cores, generator_cores=generator_cores)
 
-        tune_run(open_lane, server, tried, bundle, settings)
+        right &= tune_run(open_lane, server, candidates(server, cores, default), bundle, settings)
+    raise typer.Exit(0 if right else 1)
 
 
 @commands.command(rich_help_panel="Measurement")

@@ -8,7 +8,6 @@ os.environ.setdefault("GEVENT_BACKEND", "select")  # its timers are exact to 0.1
 import locust  # isort: skip  # noqa: F401
 
 import argparse
-import contextlib
 import ctypes
 import sys
 
@@ -17,7 +16,6 @@ from loadtest.generator.process import measure_here
 from loadtest.generator.spec import GeneratorSpec
 
 _PR_SET_TIMERSLACK = 29
-_NICE = -10
 
 
 def main() -> None:
@@ -26,8 +24,6 @@ def main() -> None:
     parser.add_argument("--worker-of", nargs=2, type=int, metavar=("PORT", "INDEX"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # the kernel may else wake us 50 us late
-    with contextlib.suppress(PermissionError):
-        os.nice(_NICE)  # servers that share its core must not make it late; root only
     for line in sys.stdin:
         spec = GeneratorSpec.model_validate_json(line)
         if options.worker_of:

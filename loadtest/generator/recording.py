@@ -36,7 +36,8 @@ class GeneratorHealth(_Part):
 
     `cpu`: CPU seconds per second of its busiest process. `lag_p50_ms`, `lag_p99_ms`: how late requests left (open loop)
     or its event loop served a timer (closed loop). `waited_for_connection`: arrivals that found `max_in_flight` others
-    under way. `unsent`: scheduled arrivals that never left.
+    under way. `unsent`: scheduled arrivals that never left. `nice`: its priority; it is raised (-10) where it shares cores
+    with the servers, if the system lets it.
     """
 
     cpu: float
@@ -44,6 +45,7 @@ class GeneratorHealth(_Part):
     lag_p99_ms: float
     waited_for_connection: int = 0
     unsent: int = 0
+    nice: int = 0
 
 
 class WarmUpReport(_Part):

@@ -11,7 +11,7 @@ from loadtest.resources import ResourceUse
 from loadtest.result import Result, Run
 from loadtest.scenarios import Slo
 from loadtest.scenarios.spike import recovery_s
-from loadtest.statistics import Estimate, min_samples
+from loadtest.statistics import min_samples
 from loadtest.summary import milliseconds
 
 
@@ -29,21 +29,6 @@ def tables(result: Result) -> list[Table]:
     """Those for which there is data."""
     found = [_search(result), _spikes(result), _soaks(result), _containers(result)]
     return [table for table in found if table.cells]
-
-
-def with_interval(value: Estimate | None, unit: float = 1.0, digits: int = 3) -> str:
-    """`1.23 (1.20 to 1.31)`, or without the interval where there were too few rounds."""
-    if value is None:
-        return "too few"
-    text = _significant(value.value * unit, digits)
-    interval = value.interval
-    if interval is None:
-        return text
-    return f"{text} ({_significant(interval.low * unit, digits)} to {_significant(interval.high * unit, digits)})"
-
-
-def _significant(number: float, digits: int) -> str:
-    return f"{number:.{digits}g}" if number < 10**digits - 0.5 else f"{number:.0f}"
 
 
 def _search(result: Result) -> Table:

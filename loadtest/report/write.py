@@ -8,11 +8,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from loadtest.report.plots import plots, timelines
-from loadtest.report.tables import tables, with_interval
+from loadtest.report.tables import tables
 from loadtest.report.verdict import verdict
 from loadtest.result import Result
 from loadtest.statistics import Estimate, mean_of
-from loadtest.summary import headlines, milliseconds, rows
+from loadtest.summary import headlines, milliseconds, rows, with_interval
 
 HTML: Final = "report.html"
 MARKDOWN: Final = "report.md"

@@ -20,7 +20,8 @@ class Slo(Settings):
     """p`percentile` of all requests, counted from their scheduled arrival, within `slo_ms`. A failed request misses it.
 
     Bisection of the rate to within `resolution`; every probe is at least `duration_s` long, and long enough for its
-    percentile to be told (662 requests for p99).
+    percentile to be told (662 requests for p99). The search goes on below a rate that the generator could not offer, and
+    ends at a wrong answer.
     """
 
     kind: Literal["slo"] = "slo"
@@ -31,7 +32,7 @@ class Slo(Settings):
 
     def loads(self, past: Sequence[Past]) -> Loads:
         """Probes. Later rounds begin around what the ones before found."""
-        found = self.highest([(one.load, one.recording) for one in past])
+        found, _ = self.bracket([(one.load, one.recording) for one in past])
         if found:
             low, high, rate = 0.0, math.inf, found
         else:
@@ -42,7 +43,6 @@ class Slo(Settings):
             recording = yield self._probe(rate)
             if recording.wrong:
                 return
-            # A rate that the generator could not offer says nothing of the server, but a lower one may.
             if self.held(recording) and not recording.fault(open_loop=True):
                 low = rate
             else:
@@ -69,18 +69,20 @@ class Slo(Settings):
             return False
         return recording.percentile_ms(100 * (1 - may_miss / recording.answered)) <= self.slo_ms
 
-    def highest(self, probes: Sequence[tuple[Load, Recording]]) -> float:
-        """The highest rate at which it held and above which, up to the next failure, it did not fail; 0: none.
+    def bracket(self, probes: Sequence[tuple[Load, Recording]]) -> tuple[float, float]:
+        """The highest rate at which it held and above which, up to the next failure, it did not fail (0: none); and the
+        lowest at which it failed.
 
-        Noise may let a rate pass above one that failed; then the lower one counts.
+        Noise may let a rate pass above one that failed; then the lower one counts. What the generator spoiled is no
+        evidence.
         """
         open_loops = [
             (load.loop.rate, self.held(recording))
             for load, recording in probes
             if isinstance(load.loop, OpenLoop) and not recording.fault(open_loop=True)
         ]
-        lowest_failure = min((rate for rate, held in open_loops if not held), default=math.inf)
-        return max((rate for rate, held in open_loops if held and rate < lowest_failure), default=0.0)
+        failed = min((rate for rate, held in open_loops if not held), default=math.inf)
+        return max((rate for rate, held in open_loops if held and rate < failed), default=0.0), failed
 
     def estimate(self) -> int:
         """A capacity probe and some six of the search."""
