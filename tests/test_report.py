@@ -17,7 +17,7 @@ from loadtest.scenarios import SingleStream, Slo, Sweep
 from loadtest.settings import BenchSettings
 from loadtest.statistics import Estimate
 from loadtest.summary import headlines, milliseconds, rows, slo_capacity, with_interval
-from tests.lab import lane, recording, resources, result, run
+from tests.lab import HEALTHY, lane, recording, resources, result, run
 
 
 def test_a_result_is_read_as_written(tmp_path: Path) -> None:
@@ -102,31 +102,25 @@ def _searched() -> Any:
 def test_what_the_generator_could_not_offer_bounds_a_capacity() -> None:
     late = GeneratorHealth(cpu=0.2, lag_p50_ms=5, lag_p99_ms=50)
 
-    def searched(*probes: tuple[float, float, bool]) -> Any:
-        """Rate, latency, and whether the generator was late; the same in three rounds. And a probe of the capacity."""
+    def searched(*probes: tuple[float, float, GeneratorHealth]) -> Any:
+        """Rate, latency, and how the generator was; the same in three rounds. And a probe of the capacity."""
         runs = [
-            run(
-                "fastapi",
-                OpenLoop.steady(rate, 2),
-                round_,
-                recording([s] * 700, 2.0, **{"health": late} if slow else {}),
-                "slo",
-            )
+            run("fastapi", OpenLoop.steady(rate, 2), round_, recording([s] * 700, 2.0, health=health), "slo")
             for round_ in range(3)
-            for rate, s, slow in probes
+            for rate, s, health in probes
         ]
         busy = recording([0.01] * 700, health=GeneratorHealth(cpu=0.99, lag_p50_ms=1, lag_p99_ms=5))
         capacity = run("fastapi", ClosedLoop(concurrency=8, duration_s=1), 0, busy, "slo", probe=True)
         settings = BenchSettings(scenarios=(Slo(slo_ms=50),))
         return slo_capacity(result(runs=(capacity, *runs), settings=settings), "fastapi")
 
-    known = searched((300, 0.01, False), (400, 0.2, False), (600, 0.01, True))
+    known = searched((300, 0.01, HEALTHY), (400, 0.2, HEALTHY), (600, 0.01, late))
     assert (known.requests_per_s.value, known.at_least) == (300, False)
-    bounded = searched((300, 0.01, False), (350, 0.01, True), (400, 0.2, False))
+    bounded = searched((300, 0.01, HEALTHY), (350, 0.01, late), (400, 0.2, HEALTHY))
     assert (bounded.requests_per_s.value, bounded.at_least) == (300, True)
     assert bounded.text() == "at least 300 (300 to 300)"
-    assert searched((300, 0.01, True), (200, 0.01, True)) is None
-    assert searched((300, 0.2, False), (200, 0.2, False)) is None
+    assert searched((300, 0.01, late), (200, 0.01, late)) is None
+    assert searched((300, 0.2, HEALTHY), (200, 0.2, HEALTHY)) is None
 
 
 def test_the_report_is_one_file_that_needs_no_network(tmp_path: Path) -> None:
