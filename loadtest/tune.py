@@ -74,9 +74,9 @@ def candidates(server: str, cores: int, default: Changes) -> list[Changes]:
 
 
 def _in_effect(server: str, changes: Changes) -> Changes:
-    """Nobody waits for a batch of one, and TorchServe makes no batches without a delay."""
-    if server == "torchserve" and changes["queue_delay_ms"] < 1:
-        changes = changes | {"max_batch_size": 1}
+    """Nobody waits for a batch of one; TorchServe waits for others at least for a millisecond."""
+    if server == "torchserve":
+        changes = changes | {"queue_delay_ms": max(1.0, changes["queue_delay_ms"])}
     if changes["max_batch_size"] == 1:
         changes = changes | {"queue_delay_ms": 0.0}
     return changes

@@ -38,8 +38,8 @@ def test_every_way_to_fill_the_cores_is_tried_but_nothing_twice() -> None:
     assert batches == {(1, 0), (8, 0), (8, 2), (32, 0), (32, 2)}
     assert len(tried) == 3 * 5 - 1
     assert DEFAULT not in tried
-    without_delay = [one for one in candidates("torchserve", 4, DEFAULT) if one["queue_delay_ms"] == 0]
-    assert [(one["workers"], one["max_batch_size"]) for one in without_delay] == [(2, 1), (4, 1)]  # never batches
+    shortest = DEFAULT | {"queue_delay_ms": 1.0}  # of TorchServe
+    assert len(candidates("torchserve", 4, shortest)) == 3 * 5 - 1
 
 
 def simulated_server(serving: dict[str, Any], noise: float, load: Load) -> Recording:

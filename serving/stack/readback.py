@@ -23,12 +23,11 @@ _RUNTIMES: Final = {"onnxruntime_onnx": "onnxruntime", "pytorch_libtorch": "torc
 
 
 def wanted_settings(endpoint: Endpoint, settings: ServingSettings) -> Shown:
-    """What a server was asked to do. TorchServe has no batches without a delay, and whole milliseconds."""
+    """What a server was asked to do. TorchServe has whole milliseconds, and no batches without a delay."""
     wanted: Shown = {name: getattr(settings, name) for name in SHOWN} | {"threads": settings.threads_per_worker}
     if endpoint.server == "torchserve":
         config = model_config(settings)
-        wanted |= {"max_batch_size": config["batchSize"], "queue_delay_ms": config["maxBatchDelay"]}
-        wanted |= {"request_timeout_s": config["responseTimeout"]}
+        wanted |= {"queue_delay_ms": config["maxBatchDelay"], "request_timeout_s": config["responseTimeout"]}
     return wanted
 
 

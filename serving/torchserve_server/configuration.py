@@ -1,8 +1,7 @@
 """The settings -> TorchServe's four configuration files.
 
-What TorchServe cannot express is decided here: it has no batching without a delay (a `maxBatchDelay` of 0 becomes 100
-ms), so a
-`queue_delay_ms` below 1 means batches of one.
+What TorchServe cannot express is decided here: it makes no batches without waiting for them (a `maxBatchDelay` of 0
+becomes 100 ms), so a `queue_delay_ms` below 1 becomes 1 ms.
 """
 
 import math
@@ -23,7 +22,7 @@ def model_config(settings: ServingSettings) -> dict[str, Any]:
     return {
         "minWorkers": settings.workers,
         "maxWorkers": settings.workers,
-        "batchSize": batch_size(settings),
+        "batchSize": settings.max_batch_size,
         "maxBatchDelay": max(1, math.ceil(settings.queue_delay_ms)),
         "responseTimeout": math.ceil(settings.request_timeout_s),
         "startupTimeout": math.ceil(settings.start_timeout_s),
@@ -33,11 +32,6 @@ def model_config(settings: ServingSettings) -> dict[str, Any]:
         # Keys are no part of an archive: workers read TRIDENT_API_KEYS.
         "trident": settings.model_dump(mode="json", exclude={"api_keys"}),
     }
-
-
-def batch_size(settings: ServingSettings) -> int:
-    """TorchServe's batchSize."""
-    return settings.max_batch_size if settings.queue_delay_ms >= 1 else 1
 
 
 def config_properties(settings: ServingSettings, bundles: Sequence[Bundle], store: Path, metrics_config: Path) -> str:
