@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from trident.lineup import measurable, served
-from trident.options import ModelOption, ServersOption, UrlOption
+from trident.options import SERVERS_HELP, ModelOption, ServersOption, UrlOption
 
 if TYPE_CHECKING:
     from loadtest.benchmark import Lineup
@@ -22,9 +22,7 @@ console = Console()
 
 @commands.command(rich_help_panel="Measurement")
 def bench(
-    servers: Annotated[
-        str | None, typer.Option(help="fastapi, torchserve, triton (with commas), or all.  [default: all]")
-    ] = None,
+    servers: Annotated[str | None, typer.Option(help=f"{SERVERS_HELP}  [default: all]")] = None,
     model: ModelOption = None,
     url: UrlOption = None,
     target: Annotated[

@@ -19,7 +19,11 @@ DropOption = Annotated[
         min=0, max=1, help="Refuse a lower precision that loses more accuracy (of imported weights: top-1 agreement)."
     ),
 ]
-ServersOption = Annotated[str, typer.Option("--servers", help="fastapi, torchserve, triton (with commas), or all.")]
+SERVERS_HELP: Final = "fastapi, torchserve, triton (with commas), or all."
+ServersOption = Annotated[str, typer.Option("--servers", help=SERVERS_HELP)]
+LiveOption = Annotated[
+    bool, typer.Option("--live", help="Send requests all the while, and show what failed or was wrong.")
+]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="MODEL, MODEL:VERSION or a bundle's folder; default: the newest bundle.")
 ]

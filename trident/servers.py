@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trident.options import ModelOption, ServersOption, UrlOption
+from trident.options import SERVERS_HELP, LiveOption, ModelOption, ServersOption, UrlOption
 
 commands = typer.Typer()
 
@@ -63,9 +63,7 @@ def down(quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing.")] = 
 @commands.command(rich_help_panel="Servers")
 def deploy(
     bundle: Annotated[str, typer.Argument(help="MODEL:VERSION, or MODEL for its highest version.")],
-    live: Annotated[
-        bool, typer.Option("--live", help="Send requests all the while, and show what failed or was wrong.")
-    ] = False,
+    live: LiveOption = False,
 ) -> None:
     """Put another version of a model on all running servers, without losing a request.
 
@@ -81,9 +79,7 @@ def deploy(
 
 @commands.command(rich_help_panel="Servers")
 def rollback(
-    live: Annotated[
-        bool, typer.Option("--live", help="Send requests all the while, and show what failed or was wrong.")
-    ] = False,
+    live: LiveOption = False,
 ) -> None:
     """Deploy what the last deployment replaced."""
     from serving.console import deploy_bundle
@@ -95,7 +91,7 @@ def rollback(
 @commands.command(rich_help_panel="Servers")
 def predict(
     pictures: Annotated[list[Path], typer.Argument(help="Picture files.", exists=True, dir_okay=False)],
-    server: Annotated[str, typer.Option(help="fastapi, torchserve, triton (with commas), or all.")] = "all",
+    server: Annotated[str, typer.Option(help=SERVERS_HELP)] = "all",
     model: ModelOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 3,
     protocol: Annotated[str, typer.Option(help="http, or grpc (TorchServe and Triton).")] = "http",
