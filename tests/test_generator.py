@@ -208,7 +208,7 @@ def test_a_lane_with_wrong_answers_is_not_timed(
     measured = run_benchmark(Lineup((target(url=url),), digits), read_settings(rounds=1, duration_s=0.2, burn_in_s=0))
     assert measured.runs == ()
     assert "classes instead of 10" in measured.lanes[0].faults[0]
-    assert len(came) == len(digits.golden_pictures())  # the gate, and nothing else
+    assert 0 < len(came) <= len(digits.golden_pictures())  # the gate, and nothing else
 
 
 # --- against fake servers
