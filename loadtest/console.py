@@ -177,8 +177,9 @@ def _cells(line: Headline, with_slo: bool) -> list[str]:
     concurrency = getattr(line.peak.load.loop, "concurrency", None) if line.peak is not None else None
     cells.append(f"{line.peak.requests_per_s.value:.0f} (at {concurrency})" if line.peak is not None else "-")
     if with_slo:
-        under_slo = line.capacity is not None and line.capacity.under_slo
-        cells.append(line.capacity.text() if line.capacity is not None and under_slo else "-")
+        capacity = line.capacity if line.capacity is not None and line.capacity.under_slo else None
+        bound = ">= " if capacity is not None and capacity.at_least else ""
+        cells.append(f"{bound}{capacity.requests_per_s.value:.0f}" if capacity is not None else "-")
     return cells
 
 
