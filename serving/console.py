@@ -162,13 +162,16 @@ def drill_servers(settings: ServingSettings, servers: Sequence[ServerName], bund
                 drilled.append(one)
     table = _table(
         *("server", "kill -9 of", "repaired by", "answers again after s", "whole after s"),
-        *("requests since", "lost", "wrong", "first loss"),
+        *("requests since", "lost", "wrong"),
     )
     for one in drilled:
         times = (f"{one.recovered_s:.1f}", f"{one.whole_s:.1f}")
         counts = (str(one.requests), str(one.lost), str(one.wrong))
-        table.add_row(one.fault.server, one.fault.victim, one.repaired_by, *times, *counts, one.first_loss[:60])
+        table.add_row(one.fault.server, one.fault.victim, one.repaired_by, *times, *counts)
     console.print(table)
+    for one in drilled:
+        if one.first_loss:
+            console.print(Text(f"lost first with {one.fault.victim}: {one.first_loss}", "dim"), soft_wrap=True)
     return not any(one.wrong for one in drilled)
 
 
