@@ -125,7 +125,8 @@ def _interval(draws: Floats, rounds: int) -> Interval:
     tail = 100 * (1 - CONFIDENCE) / 2
     low, centre, high = np.percentile(draws, [tail, 50, 100 - tail])
     wider = math.sqrt(rounds / (rounds - 1))
-    return Interval(float(centre - (centre - low) * wider), float(centre + (high - centre) * wider))
+    # What is measured here (seconds, rates, their ratios) is never negative.
+    return Interval(max(0.0, float(centre - (centre - low) * wider)), float(centre + (high - centre) * wider))
 
 
 def _percentile_draws(encoded: Sequence[str], percentile: float, weights: Floats) -> Floats:

@@ -50,7 +50,8 @@ class Capacity:
     """The most requests per second of a lane, and what that means.
 
     `under_slo`: it is the highest rate that kept the objective of the slo scenario; else the highest throughput seen.
-    `at_least`: the generator could not offer the next higher rate, so that the server may do more.
+    `at_least`: the next higher rate could not be measured (the generator was late, or others were not idle), so that the
+    server may do more.
     """
 
     requests_per_s: Estimate

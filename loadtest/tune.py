@@ -6,6 +6,7 @@ not recommended.
 """
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -74,9 +75,9 @@ def candidates(server: str, cores: int, default: Changes) -> list[Changes]:
 
 
 def _in_effect(server: str, changes: Changes) -> Changes:
-    """Nobody waits for a batch of one; TorchServe waits for others at least for a millisecond."""
+    """Nobody waits for a batch of one; TorchServe waits for whole milliseconds, one at least."""
     if server == "torchserve":
-        changes = changes | {"queue_delay_ms": max(1.0, changes["queue_delay_ms"])}
+        changes = changes | {"queue_delay_ms": float(max(1, math.ceil(changes["queue_delay_ms"])))}
     if changes["max_batch_size"] == 1:
         changes = changes | {"queue_delay_ms": 0.0}
     return changes
@@ -130,27 +131,24 @@ def _screen(open_lane: OpenLane, changes: Changes, settings: BenchSettings) -> S
     if found is not None:
         return Screened(changes, found.requests_per_s.value)
     valid = any(not (run.fault or run.load.probe) for run in result.runs)
-    return Screened(changes, 0.0, "no rate kept the objective" if valid and result.sound else result.faults[0])
+    said = next(iter(result.faults), "it answered nothing in time")
+    return Screened(changes, 0.0, "no rate kept the objective" if valid and result.sound else said)
 
 
 def _winner(result: Result) -> str:
     """The lane with the highest rate of those that are above the default beyond the noise; else the default."""
+    wrong = {run.lane for run in result.runs if run.recording.wrong}
     found = {lane.name: slo_capacity(result, lane.name) for lane in result.lanes}
     default = found.pop(DEFAULT)
-    rates = {name: capacity.requests_per_s for name, capacity in found.items() if capacity is not None}
-    if (
-        default is None
-    ):  # if it could be told, no rate of its kept the objective, and a candidate's in every round is better
-        told = not any(run.fault for run in result.runs if run.lane == DEFAULT)
-        better = {
-            name: rate for name, rate in rates.items() if told and rate.interval is not None and rate.interval.low
-        }
+    rates = {name: one.requests_per_s for name, one in found.items() if one is not None and name not in wrong}
+    if default is None:  # none of its rates kept the objective, if that could be told; a candidate's did in every round
+        runs = [run for run in result.runs if run.lane == DEFAULT and not (run.repeated or run.load.probe)]
+        told = bool(runs) and not any(run.fault for run in runs)
+        better = {name: rate for name, rate in rates.items() if told and rate.interval and rate.interval.low > 0}
     else:
-        before = default.requests_per_s
+        before, known = default.requests_per_s, not default.at_least
         better = {
-            name: rate
-            for name, rate in rates.items()
-            if rate.value > before.value and not rate.ties(before) and not default.at_least
+            name: rate for name, rate in rates.items() if known and rate.value > before.value and not rate.ties(before)
         }
     return max(better, key=lambda name: better[name].value, default=DEFAULT)
 

@@ -61,7 +61,7 @@ class Care(typing.Protocol):
     def mend(self, bundles: Sequence[Bundle]) -> str:
         """Repair what `fault` found, without stopping the server. What was done, or '' if nothing can be (yet)."""
 
-    def drain(self, bundles: Sequence[Bundle], timeout_s: float) -> None:
+    def drain(self, bundles: Sequence[Bundle]) -> None:
         """Wait until it has answered what it took; it is stopped next."""
 
 
@@ -76,7 +76,7 @@ class NoCare:
         """Nothing."""
         return ""
 
-    def drain(self, bundles: Sequence[Bundle], timeout_s: float) -> None:
+    def drain(self, bundles: Sequence[Bundle]) -> None:
         """It drains when it is stopped."""
 
 

@@ -77,7 +77,10 @@ class ServingSettings(BaseSettings):
 
     max_batch_size: int = Field(default=8, ge=1, le=1024)
     queue_delay_ms: float = Field(
-        default=0.0, ge=0, le=1000, description="how long a request may wait for others to form a batch"
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="how long a request may wait for others to form a batch (TorchServe: 1 at least)",
     )
     queue_size: int = Field(default=256, ge=1, description="waiting requests beyond which new ones are refused")
     request_timeout_s: float = Field(default=10.0, gt=0, le=600, description="answer within, or give up")
@@ -143,7 +146,8 @@ class ServingSettings(BaseSettings):
     @property
     def threads_per_worker(self) -> int:
         """`threads`, or what the cores allow."""
-        return self.threads or max(1, available_cores() // self.workers)
+        cores = min(available_cores(), len(self.cores) or available_cores())
+        return self.threads or max(1, cores // self.workers)
 
     @property
     def is_exposed(self) -> bool:

@@ -1,3 +1,4 @@
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -37,6 +38,14 @@ def test_unknown_keys_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TRIDENT_MAX_BACH_SIZE", "2")
     with pytest.raises(DeploymentError, match="TRIDENT_MAX_BACH_SIZE"):
         load_settings()
+
+
+def test_the_cores_of_the_servers_are_divided_among_the_workers() -> None:
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    assert ServingSettings(cores=cores[:1]).threads_per_worker == 1
+    assert ServingSettings().threads_per_worker == available_cores()
+    assert ServingSettings(workers=256).threads_per_worker == 1
+    assert ServingSettings(cores=cores[:1], threads=3).threads_per_worker == 3
 
 
 @pytest.mark.parametrize(

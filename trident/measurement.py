@@ -1,7 +1,7 @@
 """Commands that measure: bench, report, compare, tune, demo."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,7 +125,7 @@ def tune(
     The best settings are written as tuned.toml, beside the benchmark that shows it.
     """
     from loadtest.console import split_cores, tune_run
-    from loadtest.errors import TargetError
+    from loadtest.errors import LoadtestError, TargetError
     from loadtest.lanes import lineup_of
     from loadtest.settings import read_settings
     from loadtest.tune import candidates
@@ -142,25 +142,28 @@ def tune(
     serving = load_settings()
     bundle = find_bundle(model, serving.bundles)
     server_cores, generator_cores = split_cores(serving.cores)
+    serving = serving.model_copy(update={"models": (str(bundle.path),), "cores": server_cores})
     cores = min(available_cores(), len(server_cores) or available_cores())
     default = serving.model_dump(include={"workers", "max_batch_size", "queue_delay_ms"})
-    default["threads"] = serving.threads or max(1, cores // serving.workers)
+    default["threads"] = serving.threads_per_worker
     right = True
     for server in server_names(servers):
 
         @contextmanager
         def open_lane(changes: dict[str, Any], number: int, server: "ServerName" = server) -> Iterator["Lineup"]:
-            changed = serving.model_copy(update={"models": (str(bundle.path),), "cores": server_cores, **changes})
-            with ExitStack() as started:
-                folder = STACK.with_name(f"{STACK.name}-tune-{number}")
-                try:
-                    state = started.enter_context(running_stack(changed, [server], folder))
-                except DeploymentError as error:
-                    raise TargetError(f"it does not start: {error}") from error
-                stack = served(state, state.endpoints())
-                yield lineup_of([stack], bundle, server_cores=server_cores, generator_cores=generator_cores)
+            folder = STACK.with_name(f"{STACK.name}-tune-{number}")
+            try:
+                with running_stack(serving.model_copy(update=changes), [server], folder) as state:
+                    stack = served(state, state.endpoints())
+                    yield lineup_of([stack], bundle, server_cores=server_cores, generator_cores=generator_cores)
+            except DeploymentError as error:
+                raise TargetError(f"it does not start, or end: {error}") from error
 
-        right &= tune_run(open_lane, server, candidates(server, cores, default), bundle, settings)
+        try:
+            right &= tune_run(open_lane, server, candidates(server, cores, default), bundle, settings)
+        except LoadtestError as error:  # the other servers can still be tuned
+            console.print(f"{server}: {error}", style="red", markup=False)
+            right = False
     raise typer.Exit(0 if right else 1)
 
 

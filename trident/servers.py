@@ -21,7 +21,7 @@ def up(
     threads: Annotated[int | None, typer.Option(help="Threads per copy.  [default: cores / workers]")] = None,
     max_batch_size: Annotated[int | None, typer.Option(help="Pictures per batch, at most.  [default: 8]")] = None,
     queue_delay_ms: Annotated[
-        float | None, typer.Option(help="How long a request may wait for others.  [default: 0]")
+        float | None, typer.Option(help="How long a request may wait for others.  [default: 0; TorchServe: 1]")
     ] = None,
     free_ports: Annotated[bool, typer.Option("--free-ports", help="Take any free ports.")] = False,
 ) -> None:

@@ -108,7 +108,7 @@ def _joined(parts: list[tuple[_Rows, Requests]]) -> Measured:
         lag_p99_ms=max(part.health.lag_p99_ms for part in said),
         waited_for_connection=sum(part.health.waited_for_connection for part in said),
         unsent=sum(part.health.unsent for part in said),
-        nice=min(part.health.nice for part in said),
+        nice=max(part.health.nice for part in said),
     )
     warm_up = WarmUpReport(
         seconds=max(part.warm_up.seconds for part in said), stable=all(part.warm_up.stable for part in said)

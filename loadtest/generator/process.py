@@ -49,8 +49,9 @@ def make_stage(spec: GeneratorSpec, on_request: OnRequest | None = None) -> Stag
     """What the run's users share."""
     if spec.cores:
         os.sched_setaffinity(0, spec.cores)
-    with contextlib.suppress(PermissionError):  # servers that share its cores must not make it late; root only
-        os.setpriority(os.PRIO_PROCESS, 0, 0 if spec.cores else _NICE_WHERE_SHARED)
+    else:
+        with contextlib.suppress(PermissionError):  # servers that share its cores must not make it late; root only
+            os.setpriority(os.PRIO_PROCESS, 0, min(_NICE_WHERE_SHARED, os.getpriority(os.PRIO_PROCESS, 0)))
     bundle = read_bundle(spec.bundle, check=False) if spec.bundle is not None else None
     wire = spec.target.wire(bundle.manifest if bundle is not None else None)
     questions = Question.all_of(bundle, wire) if bundle is not None else [Question.null()]

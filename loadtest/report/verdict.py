@@ -46,7 +46,7 @@ def _most(lines: Sequence[Headline]) -> str:
     first, tied, rest = _ranked(found, as_rate=True)
     condition = f" with {chosen[0][0].condition}" if under_slo else ""
     more = [lane for one, lane in chosen if one.at_least]
-    bound = f" The generator could not offer more to {' and '.join(_few(more))}." if more else ""
+    bound = f" More could not be measured of {' and '.join(_few(more))}." if more else ""
     if tied:
         return f"Under load{condition}, {_list([first, *tied], '')} requests/s are a tie for the most{_others(rest, '')}.{bound}"
     return f"Under load{condition}, {first[1]} answers most: {first[0]} requests/s{_others(rest, '')}.{bound}"

@@ -20,8 +20,8 @@ class Slo(Settings):
     """p`percentile` of all requests, counted from their scheduled arrival, within `slo_ms`. A failed request misses it.
 
     Bisection of the rate to within `resolution`; every probe is at least `duration_s` long, and long enough for its
-    percentile to be told (662 requests for p99). The search goes on below a rate that the generator could not offer, and
-    ends at a wrong answer.
+    percentile to be told (662 requests for p99), but two minutes at most. The search goes on below a rate that the
+    generator could not offer, and ends at a wrong answer.
     """
 
     kind: Literal["slo"] = "slo"
@@ -37,7 +37,7 @@ class Slo(Settings):
             low, high, rate = 0.0, math.inf, found
         else:
             most = yield from capacity(self.kind, past)
-            low, high, rate = 0.0, math.inf, most * 0.8
+            low, high, rate = 0.0, math.inf, (most or 1.0) * 0.8
         lowest, step = rate * _LOWEST_SHARE, 1.25
         while rate > lowest and (math.isinf(high) or high > low * (1 + self.resolution)):
             recording = yield self._probe(rate)

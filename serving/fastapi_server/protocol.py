@@ -46,7 +46,6 @@ class ServiceProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected: it has `read_timeout_s` to send its first request."""
-        super().connection_made(transport)
         self.lost = self.too_slow = False
         self._head_bytes = 0
         self._unread: asyncio.TimerHandle | None = None
@@ -58,6 +57,7 @@ class ServiceProtocol(HttpToolsProtocol):
         self._reading: asyncio.TimerHandle | None = None
         self.read_timeout_s: float = self.app.service.settings.read_timeout_s
         self._read_within(self.read_timeout_s)
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came. On an idle connection they begin a request, whose time runs from now if it is not there whole."""

@@ -216,7 +216,7 @@ class Supervisor:
         """Give the server the time to answer what it took."""
         if child.exit_code is None and self.state.servers[server].ready_after_s is not None:
             try:
-                await asyncio.to_thread(care.drain, self.bundles, self.settings.request_timeout_s)
+                await asyncio.to_thread(care.drain, self.bundles)
             except (TridentError, OSError, ValueError) as error:
                 log.warning("%s is stopped without draining: %s", server, error)
 

@@ -46,7 +46,7 @@ class TorchserveCare:
             call("PUT", f"{url}?min_worker={workers}&max_worker={workers}")
         return "scaled its workers to 0 and back"
 
-    def drain(self, bundles: Sequence[Bundle], timeout_s: float) -> None:
+    def drain(self, bundles: Sequence[Bundle]) -> None:
         """Until nothing waits."""
         for bundle in bundles:
-            drain(self._management, bundle, timeout_s)
+            drain(self._management, bundle, self._settings)

@@ -12,6 +12,8 @@ from serving.torchserve_server.archive import archive_name, build_archive
 from serving.torchserve_server.configuration import model_config
 
 _POLL_S: Final = 0.05
+_IDLE_S: Final = 0.5
+_IDLE_S_PER_PICTURE: Final = 0.1
 
 
 class TorchserveVersions:
@@ -49,7 +51,7 @@ class TorchserveVersions:
 
     def unload(self, bundle: Bundle) -> None:
         """Wait until its queue is empty and its workers idle, then unregister it."""
-        drain(self._management, bundle, self._settings.request_timeout_s)
+        drain(self._management, bundle, self._settings)
         call("DELETE", self._url(bundle), timeout_s=self._settings.request_timeout_s + 30)
         (self._store / archive_name(bundle)).unlink(missing_ok=True)
 
@@ -81,11 +83,12 @@ def workers_ready(management: str, bundle: Bundle, workers: int) -> bool:
     return ready_workers(management, bundle) >= workers
 
 
-def drain(management: str, bundle: Bundle, timeout_s: float, idle_s: float = 0.5) -> None:
-    """Wait until nothing has waited for `idle_s`; at most `timeout_s`. TorchServe tells what waits, not what runs: hence
-    the pause, in which a batch that runs is done.
+def drain(management: str, bundle: Bundle, settings: ServingSettings) -> None:
+    """Wait until nothing has waited for a while; at most `request_timeout_s`. TorchServe tells what waits, not what runs:
+    hence the while, in which a batch that runs is done, at a tenth of a second per picture.
     """
-    deadline = time.monotonic() + timeout_s
+    idle_s = min(_IDLE_S + _IDLE_S_PER_PICTURE * settings.max_batch_size, settings.request_timeout_s)
+    deadline = time.monotonic() + settings.request_timeout_s
     empty_since = None
     while (now := time.monotonic()) < deadline:
         if describe(management, bundle)["jobQueueStatus"]["pendingRequests"]:
