@@ -14,6 +14,12 @@ from serving.settings import ServingSettings
 Run = Callable[..., tuple[int, str]]
 
 
+def pytest_configure() -> None:
+    """A shell starts what it puts into the background deaf to Ctrl-C, and so would be all that the tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """TRIDENT_* variables of whoever runs the tests do not count."""
