@@ -146,8 +146,12 @@ class ServingSettings(BaseSettings):
     @property
     def threads_per_worker(self) -> int:
         """`threads`, or what the cores allow."""
-        cores = min(available_cores(), len(self.cores) or available_cores())
-        return self.threads or max(1, cores // self.workers)
+        return self.threads or max(1, self.core_count // self.workers)
+
+    @property
+    def core_count(self) -> int:
+        """How many cores the servers may use: `cores`, as far as this process may; or all of those."""
+        return min(available_cores(), len(self.cores) or available_cores())
 
     @property
     def is_exposed(self) -> bool:

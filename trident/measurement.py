@@ -131,7 +131,7 @@ def tune(
     from loadtest.tune import candidates
     from serving.bundle import find_bundle
     from serving.errors import DeploymentError
-    from serving.settings import available_cores, load_settings
+    from serving.settings import load_settings
     from serving.stack.control import running_stack
     from serving.stack.endpoints import server_names
     from serving.stack.state import STACK
@@ -143,7 +143,6 @@ def tune(
     bundle = find_bundle(model, serving.bundles)
     server_cores, generator_cores = split_cores(serving.cores)
     serving = serving.model_copy(update={"models": (str(bundle.path),), "cores": server_cores})
-    cores = min(available_cores(), len(server_cores) or available_cores())
     default = serving.model_dump(include={"workers", "max_batch_size", "queue_delay_ms"})
     default["threads"] = serving.threads_per_worker
     right = True
@@ -160,7 +159,7 @@ def tune(
                 raise TargetError(f"it does not start, or end: {error}") from error
 
         try:
-            right &= tune_run(open_lane, server, candidates(server, cores, default), bundle, settings)
+            right &= tune_run(open_lane, server, candidates(server, serving.core_count, default), bundle, settings)
         except LoadtestError as error:  # the other servers can still be tuned
             console.print(f"{server}: {error}", style="red", markup=False)
             right = False
