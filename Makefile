@@ -4,7 +4,7 @@ VENV        := .venv
 TRITON_VENV := .venv-triton
 PEERS_VENV  := .venv-peers
 BIN         := $(VENV)/bin
-# `cpu` or `gpu`: which onnxruntime package is installed (`make setup RUNTIME=gpu`).
+# `cpu` or `gpu`: which onnxruntime package is installed (`rm -r .venv; make setup RUNTIME=gpu`).
 RUNTIME     ?= cpu
 # `uv` installs in seconds; `pip` is for machines whose package index is configured for pip alone.
 INSTALLER   ?= uv

@@ -44,6 +44,7 @@ COPY serving serving
 RUN python -m compileall -q serving && install -d -o trident -g trident /deployment
 USER 10001:10001
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=6s --start-period=120s --retries=3 CMD ["python", "-IS", "serving/health.py"]
+# It keeps its own time: REQUEST_TIMEOUT_S, which is 600 at most, and a little.
+HEALTHCHECK --interval=5s --timeout=610s --start-period=120s --retries=3 CMD ["python", "-IS", "serving/health.py"]
 ENTRYPOINT ["python", "-m", "serving.container"]
 CMD ["torchserve"]

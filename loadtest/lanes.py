@@ -1,6 +1,5 @@
 """From running servers, or addresses of any, to lanes: server x runtime x precision x protocol x what is sent."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -27,32 +26,23 @@ _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
-class Stack:
-    """Servers with one set of settings. `serving` are those, as JSON values; empty if they are somebody else's."""
+class Served:
+    """A server of the three. `serving` are its settings, as JSON values; empty if it is somebody else's."""
 
-    endpoints: tuple[Endpoint, ...]
+    endpoint: Endpoint
     serving: Mapping[str, Any] = dataclass_field(default_factory=dict)
-    pids: Mapping[str, tuple[int, ...]] = dataclass_field(default_factory=dict)
+    pids: tuple[int, ...] = ()
     api_key: str | None = None
 
     def ceiling(self) -> CeilingSpec | None:
         """What the same runtime would run in process, on the same cores."""
         if not self.serving or self.serving["device"] != "cpu":
             return None
-        cores = tuple(self.serving["cores"])
-        workers = self.serving["workers"]
-        available = len(cores) or len(os.sched_getaffinity(0))
-        return CeilingSpec(
-            runtime=self.serving["runtime"],
-            precision=self.serving["precision"],
-            threads=self.serving["threads"] or max(1, available // workers),
-            workers=workers,
-            max_batch_size=self.serving["max_batch_size"],
-            cores=cores,
-        )
+        known = ("runtime", "precision", "threads", "workers", "max_batch_size", "cores")
+        return CeilingSpec(**{key: self.serving[key] for key in known})
 
     def lanes(self, bundle: Bundle, protocols: Sequence[Protocol], inputs: Sequence[Input]) -> list[Target]:
-        """Every protocol that a server speaks; and pixels where it takes them, over HTTP."""
+        """Every protocol that it speaks; and pixels if it takes them, over HTTP."""
         runtime, precision = (self.serving.get(key, "unknown") for key in ("runtime", "precision"))
         manifest = bundle.manifest
         known = [
@@ -60,26 +50,24 @@ class Stack:
             for artefact in manifest.artefacts
             if (artefact.format, artefact.precision) == (_FORMATS.get(runtime), precision)
         ]
+        more: dict[str, Any] = {"runtime": runtime, "precision": precision, "tolerance": max([TOLERANCE, *known])}
+        more["pids"] = self.pids
         lanes = []
-        for endpoint in self.endpoints:
-            more: dict[str, Any] = {"runtime": runtime, "precision": precision, "tolerance": max([TOLERANCE, *known])}
-            more["pids"] = self.pids.get(endpoint.server, ())
-            if "picture" in inputs:
-                spoken = [protocol for protocol in protocols if protocol in endpoint.protocols]
-                lanes += [Target.of(endpoint, bundle, protocol=protocol, **more) for protocol in spoken]
-            if "tensor" in inputs and "http" in protocols and endpoint.server in _TENSOR_SERVERS:
-                lanes.append(
-                    Target.of(endpoint, bundle, dialect="tensor", **self._tensor_model(endpoint, bundle), **more)
-                )
+        if "picture" in inputs:
+            spoken = [protocol for protocol in protocols if protocol in self.endpoint.protocols]
+            lanes += [Target.of(self.endpoint, bundle, protocol=protocol, **more) for protocol in spoken]
+        if "tensor" in inputs and "http" in protocols and self.endpoint.server in _TENSOR_SERVERS:
+            lanes.append(Target.of(self.endpoint, bundle, dialect="tensor", **self._tensor_model(bundle), **more))
         return lanes
 
-    def _tensor_model(self, endpoint: Endpoint, bundle: Bundle) -> dict[str, str]:
+    def _tensor_model(self, bundle: Bundle) -> dict[str, str]:
         """Path and tensor names of the model that takes pixels."""
         model, version = bundle.manifest.model, bundle.manifest.version
-        name = triton_model(model, version) if endpoint.server == "triton" else model
+        is_triton = self.endpoint.server == "triton"
+        name = triton_model(model, version) if is_triton else model
         # What libtorch's backend needs its tensors to be called.
         indexed = self.serving.get("triton_classifier") == "native" and self.serving.get("runtime") == "torchscript"
-        suffix = "__0" if indexed and endpoint.server == "triton" else ""
+        suffix = "__0" if indexed and is_triton else ""
         return {
             "path": f"/v2/models/{name}_classifier/versions/{version}",
             "input_name": f"image{suffix}",
@@ -88,7 +76,7 @@ class Stack:
 
 
 def lineup_of(
-    stacks: Sequence[Stack],
+    served: Sequence[Served],
     bundle: Bundle,
     others: Sequence[Target] = (),
     protocols: Sequence[Protocol] = ("http",),
@@ -96,27 +84,27 @@ def lineup_of(
     server_cores: tuple[int, ...] = (),
     generator_cores: tuple[int, ...] = (),
 ) -> Lineup:
-    """All lanes of the stacks, and other targets.
+    """All lanes of the servers, and other targets.
 
     Raises:
         TargetError: there is none, or two have one name.
     """
-    owned = [(lane, stack) for stack in stacks for lane in stack.lanes(bundle, protocols, inputs)]
+    owned = [(lane, server) for server in served for lane in server.lanes(bundle, protocols, inputs)]
     lanes = named([*(lane for lane, _ in owned), *others])
     if not lanes:
         raise TargetError("no lane is left: no server here speaks what was asked for")
-    by_name = {lane.lane: stack for lane, (_, stack) in zip(lanes, owned, strict=False)}
+    by_name = {lane.lane: server for lane, (_, server) in zip(lanes, owned, strict=False)}
     # The ceiling decodes and computes; who gets decoded pixels does not.
     decoding = [lane.lane for lane in lanes if lane.input == "picture" and lane.lane in by_name]
     ceilings = {name: spec for name in decoding if (spec := by_name[name].ceiling()) is not None}
     return Lineup(
         targets=tuple(lanes),
         bundle=bundle,
-        serving={name: dict(stack.serving) for name, stack in by_name.items()},
+        serving={name: dict(server.serving) for name, server in by_name.items()},
         ceilings=ceilings,
         server_cores=server_cores,
         generator_cores=generator_cores,
-        api_key=next((stack.api_key for stack in stacks if stack.api_key), None),
+        api_key=next((server.api_key for server in served if server.api_key), None),
     )
 
 

@@ -21,7 +21,7 @@ from locust.env import Environment
 
 from loadtest import load
 from loadtest.generator.users import ClosedLoopUser, OpenLoopUser, Stage
-from loadtest.lanes import Stack
+from loadtest.lanes import Served
 from loadtest.targets import Question
 from serving.bundle import find_bundle
 from serving.server_plan import SERVERS, Endpoint
@@ -58,7 +58,7 @@ def _stage(environment: Environment) -> Stage:
     bundle = find_bundle(options.model or None)
     url = (environment.host or DEFAULT_HOST).rstrip("/")
     endpoint = Endpoint(server=options.server, url=url, grpc=options.grpc_address or None, metrics_url=f"{url}/metrics")
-    lanes = Stack((endpoint,)).lanes(bundle, (options.protocol,), (options.send,))
+    lanes = Served(endpoint).lanes(bundle, (options.protocol,), (options.send,))
     if not lanes:
         raise ValueError(f"{options.server} cannot be sent a {options.send} over {options.protocol} here")
     wire = lanes[0].wire(bundle.manifest)

@@ -56,8 +56,9 @@ class Tuned:
     result: Result
 
     def toml(self) -> str:
-        """For trident.toml."""
-        return "".join(f"{key} = {value}\n" for key, value in self.changes.items())
+        """The server's table in trident.toml; empty if nothing changes."""
+        table = f"[{self.result.lanes[0].target.server}]\n" if self.changes else ""
+        return table + "".join(f"{key} = {value}\n" for key, value in self.changes.items())
 
 
 def candidates(server: str, cores: int, default: Changes) -> list[Changes]:

@@ -181,12 +181,12 @@ def show_status(*, as_json: bool = False) -> bool:
     if state is None:
         console.print("no stack is running; `trident up` starts one")
         return False
+    bundles = [read_bundle(path, check=False) for path in state.bundles]
+    faults = {name: _canary_fault(server, bundles[0]) for name, server in state.servers.items()}
     if as_json:
         console.print_json(state.model_dump_json())
-        return state.ready
-    bundles = [read_bundle(path, check=False) for path in state.bundles]
+        return state.ready and not any(faults.values())
     table = _table("server", "phase", "answers", "address", "grpc", "pid", "memory", "restarts", "mended", "")
-    faults = {name: _canary_fault(server, bundles[0]) for name, server in state.servers.items()}
     for name, server in state.servers.items():
         table.add_row(
             name,

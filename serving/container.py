@@ -6,6 +6,7 @@ What `health` needs to ask real questions is left in HEALTH_FOLDER; `cgroup` run
 """
 
 import argparse
+import base64
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from serving import cgroup
 from serving.bundle import Bundle, find_bundle
-from serving.clients.wire import WIRES
+from serving.clients.wire import API_KEY_HEADER, WIRES
 from serving.errors import TridentError
 from serving.health import FOLDER as HEALTH_FOLDER
 from serving.server_plan import SERVERS, ServerName, ServerPlan
@@ -36,16 +37,21 @@ def plan(server: ServerName, settings: ServingSettings, bundles: Sequence[Bundle
     return planner(settings, bundles, RUN / server)
 
 
-def canary(server: ServerName, url: str, bundle: Bundle, api_key: str | None) -> dict[str, Any]:
+def canary(server: ServerName, url: str, bundle: Bundle, settings: ServingSettings) -> dict[str, Any]:
     """A question with a known answer, as `health` asks it."""
-    manifest = bundle.manifest
+    manifest, key = bundle.manifest, settings.client_key
     request = WIRES[server](manifest.model, manifest.version).request(bundle.golden_pictures()[0][1], top_k=1)
-    return {
+    question = {
         "url": url + request.path,
-        "headers": dict(request.headers) | ({"x-api-key": api_key} if api_key else {}),
-        "picture": str(bundle.file(bundle.manifest.golden.pictures[0])),
+        "headers": dict(request.headers) | ({API_KEY_HEADER: key} if key else {}),
+        "picture": base64.b64encode(request.body).decode(),  # its file may be deployed over
         "class_id": int(bundle.golden_probabilities()[0].argmax()),
+        "timeout_s": settings.request_timeout_s + 1,  # a server under load gives up first, and says so
     }
+    if server == "torchserve":
+        management = f"http://127.0.0.1:{settings.ports.torchserve_management}"
+        question["queue"] = f"{management}/models/{manifest.model}/{manifest.version}"
+    return question
 
 
 def main() -> None:
@@ -62,7 +68,7 @@ def main() -> None:
     planned.before_start()
     planned.folder.mkdir(parents=True, exist_ok=True)
     HEALTH_FOLDER.mkdir(mode=0o700, exist_ok=True)
-    questions = [canary(server, planned.endpoint.url, bundle, settings.client_key) for bundle in bundles]
+    questions = [canary(server, planned.endpoint.url, bundle, settings) for bundle in bundles]
     (HEALTH_FOLDER / "canaries.json").write_text(json.dumps(questions))
     subprocess.Popen([sys.executable, "-IS", cgroup.__file__], start_new_session=True)
     os.chdir(planned.folder)

@@ -5,7 +5,9 @@ Deterministic for one version of Pillow. In this order: identify (by content, ne
 scaled JPEG decoding where the picture is much larger than needed, EXIF orientation, any mode to RGB, then resize.
 """
 
+import contextlib
 import io
+import threading
 from typing import Final
 
 import numpy as np
@@ -24,6 +26,9 @@ MAX_IMAGE_PIXELS: Final = 50_000_000
 # pixel and axis.
 _SCALED_DECODING_MARGIN: Final = 2
 _FILTERS: Final = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}
+# While a large picture is decoded it takes up to 12 bytes per pixel (three images of mode RGBA): one at a time.
+_LARGE_PIXELS: Final = 4_000_000
+_one_large_picture: Final = threading.Lock()
 _WHITE: Final = (255, 255, 255, 255)
 
 
@@ -65,10 +70,12 @@ def _decode(data: bytes, spec: ImageInput | None, max_image_pixels: int) -> Imag
         orientation = _orientation(image)
         if spec is not None and image.format in ("JPEG", "MPO"):
             _draft(image, spec, sideways=orientation >= 5)
-        image.load()
-        if orientation != 1:
-            image = ImageOps.exif_transpose(image)
-        return _to_rgb_or_gray(image)
+        large = image.width * image.height > _LARGE_PIXELS
+        with _one_large_picture if large else contextlib.nullcontext():
+            image.load()
+            if orientation != 1:
+                image = ImageOps.exif_transpose(image)
+            return _to_rgb_or_gray(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes

@@ -1,7 +1,7 @@
-"""One set of settings for the three servers: the same cores, threads, batches, queues and limits, each in one unit.
+"""One set of settings for the three servers, each value in one unit; what is best different stands in a server's table.
 
-Command line over environment (`TRIDENT_MAX_BATCH_SIZE=16`, `TRIDENT_PORTS__FASTAPI=9000`) over `trident.toml` over
-default. Unknown keys are refused wherever they stand.
+Command line over environment (`TRIDENT_MAX_BATCH_SIZE=16`, `TRIDENT_FASTAPI__WORKERS=2`) over `trident.toml` over
+default; an empty variable is none. Unknown keys are refused wherever they stand.
 """
 
 import ipaddress
@@ -19,6 +19,8 @@ from serving.cgroup import cpu_limit
 from serving.errors import DeploymentError
 from serving.manifest import Precision
 from serving.preprocess import MAX_IMAGE_PIXELS
+from serving.server_plan import ServerName
+from serving.tuning import Tuning, resolve
 
 SETTINGS_FILE: Final = Path("trident.toml")
 ENV_PREFIX: Final = "TRIDENT_"
@@ -45,10 +47,12 @@ class Ports(BaseModel):
     triton_metrics: Port = 8502
 
 
-class ServingSettings(BaseSettings):
-    """What every server is asked to do."""
+class ServingSettings(BaseSettings, Tuning):
+    """What the servers are asked to do: as given, for all of them. `of` says what that is for one."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True, frozen=True, extra="forbid"
+    )
 
     bundles: Path = Field(default=BUNDLES, description="folder of bundles: <model>/<version>/")
     models: tuple[str, ...] = Field(
@@ -58,29 +62,8 @@ class ServingSettings(BaseSettings):
     runtime: RuntimeName = "onnxruntime"
     precision: Precision = "fp32"
     device: Device = "cpu"
-    workers: int = Field(
-        default=1,
-        ge=1,
-        le=256,
-        description="copies of the model: FastAPI processes, TorchServe workers, Triton instances",
-    )
-    threads: int = Field(
-        default=0,
-        ge=0,
-        le=256,
-        description="threads that each copy computes with; 0: the available cores divided by workers",
-    )
-
     cores: tuple[int, ...] = Field(
         default=(), description="numbers of the cores that the local servers may use; empty: all"
-    )
-
-    max_batch_size: int = Field(default=8, ge=1, le=1024)
-    queue_delay_ms: float = Field(
-        default=0.0,
-        ge=0,
-        le=1000,
-        description="how long a request may wait for others to form a batch (TorchServe: 1 at least)",
     )
     queue_size: int = Field(default=256, ge=1, description="waiting requests beyond which new ones are refused")
     request_timeout_s: float = Field(default=10.0, gt=0, le=600, description="answer within, or give up")
@@ -120,6 +103,10 @@ class ServingSettings(BaseSettings):
     )
     ports: Ports = Ports()
 
+    fastapi: Tuning = Tuning()
+    torchserve: Tuning = Tuning()
+    triton: Tuning = Tuning()
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -143,10 +130,10 @@ class ServingSettings(BaseSettings):
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"api_keys_file cannot be read: {error}") from error
 
-    @property
-    def threads_per_worker(self) -> int:
-        """`threads`, or what the cores allow."""
-        return self.threads or max(1, self.core_count // self.workers)
+    def of(self, server: ServerName) -> "ServerSettings":
+        """What one server is asked to do. Of settings that are of that server already: the same."""
+        tuned = resolve(server, getattr(self, server), self, self.core_count, self.device)
+        return ServerSettings.model_construct(**dict(self) | tuned | {server: Tuning(**tuned)})
 
     @property
     def core_count(self) -> int:
@@ -175,6 +162,15 @@ class ServingSettings(BaseSettings):
             for key, value in values.items()
             if value is not None
         }
+
+
+class ServerSettings(ServingSettings):
+    """The settings of one server: nothing is left open. Made by `ServingSettings.of` only."""
+
+    workers: int
+    threads: int
+    max_batch_size: int
+    queue_delay_ms: float
 
 
 def load_settings(**given: Any) -> ServingSettings:

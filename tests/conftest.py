@@ -63,7 +63,7 @@ def other_weights(digits: Bundle, bundles: Path, tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def settings(digits: Bundle, bundles: Path) -> ServingSettings:
     """Settings that serve `digits:1` in one thread."""
-    return ServingSettings(bundles=bundles, models=("digits:1",), threads=1)
+    return ServingSettings(bundles=bundles, models=("digits:1",), workers=1, threads=1)
 
 
 @pytest.fixture

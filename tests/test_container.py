@@ -1,20 +1,28 @@
 """What a container does before and beside its server: deployment, the golden question, health, what it uses."""
 
 import json
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from serving import cgroup, health
 from serving.bundle import Bundle, find_bundle, list_bundles
 from serving.clients.wire import WIRES
 from serving.container import canary
 from serving.deploy import deploy
+from serving.errors import DeadlineExceededError, OverloadedError, TridentError, UnavailableError
+from serving.schemas import problem
 from serving.server_plan import SERVERS, ServerName
+from serving.settings import ServingSettings
 
 
 def test_deploying_replaces_what_was_deployed(digits: Bundle, other_weights: Bundle, tmp_path: Path) -> None:
@@ -31,19 +39,39 @@ def test_deploying_replaces_what_was_deployed(digits: Bundle, other_weights: Bun
 
 
 class FakeServer(BaseHTTPRequestHandler):
-    """Answers every question with the class of `answer`."""
+    """Answers every question with the class of `answer`, or refuses it as `refusal` says (status 0: not at all); and has
+    a TorchServe's management.
+    """
 
-    answer = 0
-    seen: "FakeServer | None" = None
+    answer: ClassVar[int]
+    refusal: ClassVar[tuple[int, str] | None]
+    model: ClassVar[object]
+    seen: ClassVar["FakeServer"]
+    over: ClassVar[threading.Event]
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.answer, cls.refusal, cls.model, cls.over = 0, None, [], threading.Event()
 
     def do_POST(self) -> None:
         FakeServer.seen = self
-        self.rfile.read(int(self.headers["content-length"]))
-        body = json.dumps({"predictions": [{"label": "x", "class_id": FakeServer.answer, "probability": 1.0}]}).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
+        self.picture = self.rfile.read(int(self.headers["content-length"]))
+        prediction = {"predictions": [{"label": "x", "class_id": FakeServer.answer, "probability": 1.0}]}
+        status, text = FakeServer.refusal or (200, json.dumps(prediction))
+        if status:
+            self.respond(status, text)
+        else:
+            FakeServer.over.wait(60)
+
+    def do_GET(self) -> None:
+        assert self.path == "/models/digits/1"
+        self.respond(200, json.dumps(FakeServer.model))
+
+    def respond(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(text)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
         pass
@@ -51,10 +79,12 @@ class FakeServer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server_url() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), FakeServer)
+    FakeServer.reset()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeServer)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
+    FakeServer.over.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -70,22 +100,26 @@ def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_the_canary_is_the_servers_own_kind_of_request(server: ServerName, digits: Bundle, server_url: str) -> None:
-    question = canary(server, server_url, digits, "key")
+def test_the_canary_is_the_servers_own_kind_of_request(
+    server: ServerName, digits: Bundle, server_url: str, settings: ServingSettings
+) -> None:
+    changed = settings.model_copy(update={"api_keys": (SecretStr("key"),), "request_timeout_s": 7.0})
+    question = canary(server, server_url, digits, changed)
     FakeServer.answer = question["class_id"]
     assert health.fault(question) == ""
-    assert FakeServer.seen is not None
     assert FakeServer.seen.path == WIRES[server]("digits", 1).request(b"").path
     assert FakeServer.seen.headers["x-api-key"] == "key"
+    assert FakeServer.seen.picture == digits.golden_pictures()[0][1]
+    assert question["timeout_s"] > 7
     FakeServer.answer += 1
     assert "wrong answer" in health.fault(question)
 
 
 def test_health_is_ready_and_ends_what_stays_broken(
-    digits: Bundle, server_url: str, ended: list[int], capsys: pytest.CaptureFixture[str]
+    digits: Bundle, server_url: str, settings: ServingSettings, ended: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert health.main() == 1  # no questions yet: not ready
-    question = canary("fastapi", server_url, digits, "")
+    question = canary("fastapi", server_url, digits, settings)
     (health.FOLDER / "canaries.json").write_text(json.dumps([question]))
     FakeServer.answer = question["class_id"] + 1
     assert [health.main() for _ in range(health.FAILURES + 1)] == [1] * (health.FAILURES + 1)
@@ -101,6 +135,154 @@ def test_health_is_ready_and_ends_what_stays_broken(
         assert health.main() == 1
     assert ended == [health.FAILURES, health.FAILURES + 1]
     assert "wrong answer" in capsys.readouterr().out
+
+
+def failures() -> int:
+    return health.number(health.FOLDER / "failures")
+
+
+@pytest.fixture
+def was_ready(digits: Bundle, server_url: str, settings: ServingSettings, ended: list[int]) -> dict[str, Any]:
+    """The question to a server that was ready, and has failed once since."""
+    question = canary("fastapi", server_url, digits, settings) | {"timeout_s": 0.2}
+    (health.FOLDER / "canaries.json").write_text(json.dumps([question]))
+    FakeServer.answer = question["class_id"]
+    assert health.main() == 0
+    FakeServer.refusal = (500, "Stub process 'digits_v1_preprocess_0_0' is not healthy.")
+    assert health.main() == 1
+    assert failures() == 1
+    return question
+
+
+def a_problem(error: type[TridentError]) -> tuple[int, str]:
+    """As FastAPI answers it."""
+    return error.status, problem(error.status, error.kind, error.title, "...").model_dump_json()
+
+
+def from_triton(kind: str) -> tuple[int, str]:
+    """As Triton passes on what its python models refuse."""
+    return 503, json.dumps({"error": f"in ensemble 'digits_v1', {kind}: 256 pictures wait already"})
+
+
+NO_WORKER = (
+    503,
+    json.dumps(
+        {
+            "code": 503,
+            "type": "ServiceUnavailableException",
+            "message": 'Model "digits" Version 1" has no worker to serve',
+        }
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        a_problem(OverloadedError),
+        a_problem(UnavailableError),
+        a_problem(DeadlineExceededError),
+        from_triton(OverloadedError.kind),
+        from_triton(DeadlineExceededError.kind),
+    ],
+)
+def test_a_full_queue_is_no_failure(refusal: tuple[int, str], was_ready: dict[str, Any], ended: list[int]) -> None:
+    FakeServer.refusal = refusal
+    assert [health.main() for _ in range(health.FAILURES + 1)] == [0] * (health.FAILURES + 1)
+    assert failures() == 1  # nor does it make up for one
+    assert ended == []
+    (health.FOLDER / "ready").unlink()
+    assert health.main() == 1  # a server that never gave a golden answer is not ready
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (0, "no answer in time"),
+        (400, "overloaded: "),
+        (500, "Stub process 'digits_v1_preprocess_0_0' is not healthy."),
+        (503, json.dumps({"code": 503, "type": "InternalServerException", "message": "Prediction failed"})),
+        (503, json.dumps({"error": "Server is stopping, scheduler for model is not accepting new requests"})),
+        NO_WORKER,
+    ],
+)
+def test_other_refusals_are_failures(refusal: tuple[int, str], was_ready: dict[str, Any], ended: list[int]) -> None:
+    FakeServer.refusal = refusal
+    assert [health.main() for _ in range(health.FAILURES - 1)] == [1] * (health.FAILURES - 1)
+    assert ended == [health.FAILURES]
+
+
+@pytest.mark.parametrize("refusal", [NO_WORKER, (0, "waits in the queue")])
+@pytest.mark.parametrize(
+    ("status", "pending", "busy"), [("READY", 256, True), ("READY", 0, False), ("WORKER_STOPPED", 256, False)]
+)
+def test_torchserves_management_tells_a_full_queue_from_no_workers(
+    refusal: tuple[int, str], status: str, pending: int, busy: bool, was_ready: dict[str, Any], server_url: str
+) -> None:
+    FakeServer.refusal = refusal
+    FakeServer.model = [{"workers": [{"status": status}], "jobQueueStatus": {"pendingRequests": pending}}]
+    found = health.fault(was_ready | {"queue": f"{server_url}/models/digits/1"})
+    assert found
+    assert isinstance(found, health.Busy) == busy
+
+
+@pytest.mark.parametrize("said", [[], {}, [{}], None])
+def test_a_management_that_says_nothing_excuses_nothing(
+    said: object, was_ready: dict[str, Any], server_url: str
+) -> None:
+    FakeServer.refusal, FakeServer.model = NO_WORKER, said
+    assert not isinstance(health.fault(was_ready | {"queue": f"{server_url}/models/digits/1"}), health.Busy)
+    assert not isinstance(health.fault(was_ready | {"queue": "http://127.0.0.1:9/models/digits/1"}), health.Busy)
+
+
+def test_torchserves_management_is_where_the_settings_say(digits: Bundle, settings: ServingSettings) -> None:
+    port = settings.ports.torchserve_management
+    assert canary("torchserve", "http://0.0.0.0:8080", digits, settings)["queue"].endswith(f":{port}/models/digits/1")
+
+
+def test_a_queue_that_a_dead_stub_keeps_full_is_a_failure(was_ready: dict[str, Any]) -> None:
+    FakeServer.refusal = None
+    command = [sys.executable, "-c", "input()", "/opt/tritonserver/backends/python/triton_python_backend_stub"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as stub:
+        assert health.main() == 0
+        FakeServer.refusal = from_triton(OverloadedError.kind)
+        assert health.main() == 0
+        stub.kill()
+        stub.communicate()
+    assert health.main() == 1
+
+
+def test_a_check_that_is_killed_has_failed(was_ready: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(health, "fault", killed)
+    with pytest.raises(KeyboardInterrupt):
+        health.main()
+    assert failures() == 2
+
+
+def test_a_count_that_was_cut_off_does_no_harm(was_ready: dict[str, Any]) -> None:
+    (health.FOLDER / "failures").write_text("")
+    assert health.main() == 1
+    assert failures() == 1
+
+
+def test_several_models_take_the_time_of_one(was_ready: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    (health.FOLDER / "canaries.json").write_text(json.dumps([was_ready] * 3))
+    together = threading.Barrier(3, timeout=5)
+    monkeypatch.setattr(health, "fault", lambda _: "" if together.wait() >= 0 else "never")
+    assert health.main() == 0
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_docker_waits_for_the_longest_check(server: ServerName) -> None:
+    text = (Path(__file__).parents[1] / f"docker/{server}.Dockerfile").read_text()
+    (timeout_s,) = map(int, re.findall(r"^HEALTHCHECK .*--timeout=(\d+)s", text, re.MULTILINE))
+    longest = ServingSettings(request_timeout_s=600).request_timeout_s + 1 + health.QUEUE_TIMEOUT_S
+    assert timeout_s > longest
+    with pytest.raises(ValueError, match="request_timeout_s"):
+        ServingSettings(request_timeout_s=601)
 
 
 V2 = {

@@ -210,8 +210,10 @@ def set_runtime(client: TestClient, runtime: Any) -> None:
     hosted.batcher._infer = runtime.infer
 
 
-def test_a_full_queue_is_429_and_health_stays_quick(settings: ServingSettings, picture: bytes) -> None:
-    with TestClient(create_app(settings.model_copy(update={"queue_size": 2}))) as client, ThreadPoolExecutor(4) as pool:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_queue_is_429_and_health_stays_quick(workers: int, settings: ServingSettings, picture: bytes) -> None:
+    shared = settings.model_copy(update={"queue_size": 2 * workers, "workers": workers})
+    with TestClient(create_app(shared)) as client, ThreadPoolExecutor(4) as pool:
         blocked = block(client)
         waiting = [pool.submit(client.post, "/predict", content=picture) for _ in range(2)]
         while service_of(client).access.under_way < 2:

@@ -5,14 +5,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from serving.bundle import Bundle
 from serving.fastapi_server.metrics import STAGES
+from serving.fastapi_server.predict import PredictEndpoint
 from serving.fastapi_server.protocol import ServiceProtocol
 from serving.settings import ServingSettings
 from tests.live_service import Live, live_service
@@ -55,6 +58,26 @@ def is_closed(sock: socket.socket) -> bool:
         return sock.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def test_the_short_way_takes_model_and_version_too(live: Live, picture: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordinary: list[str] = []
+    endpoint = PredictEndpoint.__call__
+
+    async def noted(self: PredictEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        ordinary.append(scope["query_string"].decode())
+        await endpoint(self, scope, receive, send)
+
+    monkeypatch.setattr(PredictEndpoint, "__call__", noted)
+    ask = partial(httpx.post, f"{live.url}/predict", content=picture, headers={"Content-Type": "image/png"})
+    answer = ask(params={"model": "digits", "version": 1, "top_k": 2})
+    assert answer.status_code == 200
+    assert len(answer.json()["predictions"]) == 2
+    assert ordinary == []
+    for wrong, status in ({"version": 9}, 404), ({"version": "x"}, 400), ({"top_k": 0}, 400):
+        assert ask(params=wrong).status_code == status
+    assert ordinary == ["version=9", "version=x", "top_k=0"]  # which says what is wrong
+    assert live.application.service.access.under_way == 0
 
 
 def test_slow_headers_are_cut_off(live: Live) -> None:

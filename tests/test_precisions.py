@@ -83,7 +83,7 @@ def test_int8_is_int8_and_smaller(bundle: Bundle) -> None:
 )
 def test_a_server_gets_ready_with_it(bundle: Bundle, runtime: str, precision: str) -> None:
     settings = ServingSettings(runtime=runtime, precision=precision, threads=1)
-    assert ready_runtime(bundle, settings).infer(np.zeros((2, 3, 16, 16), np.uint8)).shape == (2, 10)
+    assert ready_runtime(bundle, settings.of("fastapi")).infer(np.zeros((2, 3, 16, 16), np.uint8)).shape == (2, 10)
 
 
 def test_too_much_loss_is_refused(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from serving.triton_server.repository import build_repository
 
 
 def test_tritons_microseconds_are_our_milliseconds(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
-    build_repository(digits, settings.model_copy(update={"queue_delay_ms": 2.5}), tmp_path)
+    build_repository(digits, settings.model_copy(update={"queue_delay_ms": 2.5}).of("triton"), tmp_path)
     text = (tmp_path / "digits_v1_classifier/config.pbtxt").read_text()
     assert "max_queue_delay_microseconds: 2500 " in text
     config = {
@@ -32,7 +32,7 @@ def test_tritons_microseconds_are_our_milliseconds(settings: ServingSettings, di
 
 def test_torchserves_milliseconds_are_whole_and_seconds_are_seconds(settings: ServingSettings) -> None:
     asked = settings.model_copy(update={"queue_delay_ms": 2.5, "request_timeout_s": 7.5})
-    config = model_config(asked)
+    config = model_config(asked.of("torchserve"))
     said = from_torchserve(
         {
             "minWorkers": config["minWorkers"],
@@ -51,6 +51,5 @@ def test_torchserves_milliseconds_are_whole_and_seconds_are_seconds(settings: Se
 @pytest.mark.parametrize("server", ["fastapi", "triton"])
 def test_the_others_take_the_settings_as_they_are(server: str, settings: ServingSettings) -> None:
     endpoint = Endpoint.model_validate({"server": server, "url": "", "metrics_url": ""})
-    wanted = wanted_settings(endpoint, settings)
-    assert wanted["max_batch_size"] == settings.max_batch_size
-    assert wanted["threads"] == settings.threads_per_worker
+    wanted = wanted_settings(endpoint, settings.model_copy(update={"max_batch_size": 5}))
+    assert (wanted["max_batch_size"], wanted["threads"]) == (5, 1)

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from tests.training_runs import train_digits
 from tests.workplace import trident
 from training.checkpoint import load_checkpoint, load_state, state_files
 from training.errors import CheckpointError
+from trident.app import app
 
 # Everything that has a state: momentum, schedule, scaler, moving average, dropout, augmentation, batch norm.
 OPTIONS: dict[str, Any] = {
@@ -152,6 +154,25 @@ def test_a_run_keeps_its_settings(whole: Path) -> None:
         (whole / "result.kept").rename(whole / "result.json")
     with pytest.raises(CheckpointError, match="has ended"):
         resumed_settings(whole, {}, settings)
+
+
+def test_a_run_without_a_checkpoint_keeps_its_settings_too(tmp_path: Path) -> None:
+    from training.run import resumed_settings
+    from training.settings import TrainSettings
+
+    settings = TrainSettings(data="cifar10", epochs=3)
+    assert resumed_settings(tmp_path, {}, TrainSettings()) == TrainSettings()
+    (tmp_path / "settings.json").write_text(settings.model_dump_json())
+    assert resumed_settings(tmp_path, {}, TrainSettings()) == settings
+
+
+def test_resume_alone_asks_for_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run on other data than the default's could not be resumed."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("training.console.train_run", lambda given, *_, **__: asked.append(given))
+    for flags in (["--resume"], ["--data", "cifar10"]):
+        assert CliRunner().invoke(app, ["train", *flags]).exit_code == 0
+    assert asked == [{}, {"data": "cifar10"}]
 
 
 @pytest.mark.integration

@@ -17,7 +17,7 @@ from serving.settings import RuntimeName, ServingSettings
 def test_gives_the_golden_answers_in_batches_of_any_size(
     digits: Bundle, settings: ServingSettings, name: RuntimeName
 ) -> None:
-    runtime = ready_runtime(digits, settings.model_copy(update={"runtime": name}))
+    runtime = ready_runtime(digits, settings.model_copy(update={"runtime": name}).of("fastapi"))
     pixels = np.stack([preprocess(data, digits.manifest.input) for _, data in digits.golden_pictures()])
     for size in (1, 3, len(pixels)):
         got = runtime.infer(pixels[:size])

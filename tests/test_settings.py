@@ -7,6 +7,7 @@ import pytest
 
 from serving.errors import DeploymentError
 from serving.settings import REPOSITORY, ServingSettings, available_cores, load_settings
+from serving.tuning import DEFAULTS, Tuning
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +16,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_command_line_over_environment_over_file_over_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_settings().max_batch_size == 8
+    assert load_settings().queue_size == 256
     Path("trident.toml").write_text("max_batch_size = 2\nqueue_size = 3\nworkers = 4\n[ports]\ntriton = 9500\n")
     monkeypatch.setenv("TRIDENT_QUEUE_SIZE", "30")
     monkeypatch.setenv("TRIDENT_WORKERS", "5")
@@ -42,14 +43,47 @@ def test_unknown_keys_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_cores_of_the_servers_are_divided_among_the_workers() -> None:
     cores = tuple(sorted(os.sched_getaffinity(0)))
-    assert ServingSettings(cores=cores[:1]).threads_per_worker == 1
-    assert ServingSettings().threads_per_worker == available_cores()
-    assert ServingSettings(workers=256).threads_per_worker == 1
-    assert ServingSettings(cores=cores[:1], threads=3).threads_per_worker == 3
+    assert ServingSettings(cores=cores[:1]).of("triton").threads == 1
+    assert ServingSettings().of("triton").threads == available_cores()
+    assert ServingSettings(workers=256).of("triton").threads == 1
+    assert ServingSettings(cores=cores[:1], threads=3).of("triton").threads == 3
+    assert ServingSettings(triton=Tuning(threads=5), threads=3).of("triton").threads == 5
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 4, 1), (16, 4, 4)])
+def test_fastapi_has_a_process_per_core_up_to_four(
+    cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.settings.available_cores", lambda: cores)
+    settings = load_settings()
+    fastapi, triton = settings.of("fastapi"), settings.of("triton")
+    assert (fastapi.workers, fastapi.threads) == (workers, threads)
+    assert (triton.workers, triton.threads) == (1, cores)
+    on_gpu = load_settings(device="cuda").of("fastapi")
+    assert (on_gpu.workers, on_gpu.threads) == (1, cores)
+
+
+def test_own_value_over_common_value_over_the_servers_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().of("torchserve").max_batch_size == DEFAULTS["torchserve"].max_batch_size
+    Path("trident.toml").write_text("max_batch_size = 4\n[torchserve]\nworkers = 3\nqueue_delay_ms = 5\n")
+    monkeypatch.setenv("TRIDENT_WORKERS", "2")
+    monkeypatch.setenv("TRIDENT_TORCHSERVE__QUEUE_DELAY_MS", "6")
+    settings = load_settings()
+    torchserve, triton = settings.of("torchserve"), settings.of("triton")
+    assert (torchserve.workers, torchserve.max_batch_size, torchserve.queue_delay_ms) == (3, 4, 6)
+    assert (triton.workers, triton.max_batch_size, triton.queue_delay_ms) == (2, 4, 0)
+    assert torchserve.of("torchserve") == torchserve
+    with pytest.raises(DeploymentError, match=r"triton\.worker"):
+        load_settings(triton={"worker": 1})
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIDENT_MAX_BATCH_SIZE", "")
+    assert load_settings().max_batch_size is None
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("workers", 0), ("runtime", "tensorflow"), ("queue_delay_ms", -1), ("device", "tpu")]
+    ("name", "value"), [("workers", -1), ("runtime", "tensorflow"), ("queue_delay_ms", -1), ("device", "tpu")]
 )
 def test_bad_values_are_refused_with_their_key(name: str, value: object) -> None:
     with pytest.raises(DeploymentError, match=name):
@@ -75,16 +109,22 @@ def test_environment_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings() == settings
 
 
-def test_threads_follow_the_cores() -> None:
-    assert load_settings(threads=3).threads_per_worker == 3
-    assert load_settings().threads_per_worker == available_cores()
-    assert load_settings(workers=256).threads_per_worker == 1
+def test_a_server_gets_its_own_settings_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchserve = load_settings(workers=2, torchserve={"threads": 3}).of("torchserve")
+    Path("trident.toml").write_text("[torchserve]\nthreads = 7\n")  # changed since
+    for name, value in torchserve.as_environment().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().of("torchserve") == torchserve
 
 
 def test_the_file_in_the_repository_shows_every_default() -> None:
     text = (REPOSITORY / "trident.toml").read_text()
     assert tomllib.loads(text) == {}
     shown = tomllib.loads(re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE))
-    defaults = ServingSettings().model_dump(mode="json")
+    defaults = ServingSettings().model_dump(mode="json") | {
+        server: tuning.model_dump() for server, tuning in DEFAULTS.items()
+    }
     del defaults["triton_python"], defaults["triton_home"], defaults["api_keys_file"]  # where things lie
+    for name in Tuning.model_fields:  # unset
+        del defaults[name]
     assert shown == defaults

@@ -5,12 +5,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving.bundle import Bundle
+from serving.errors import DeadlineExceededError, OverloadedError, TridentError, UnavailableError
 from serving.server_plan import Endpoint, NoCare, ServerPlan
 from serving.settings import ServingSettings
 from serving.stack import supervisor as module
@@ -21,7 +23,8 @@ from serving.torchserve_server import care as torchserve_care
 from serving.torchserve_server.care import TorchserveCare
 from serving.triton_server.care import instances
 
-# Speaks FastAPI's protocol and gives the golden answer of the first picture, until a file `hang` or `wrong` appears.
+# Speaks FastAPI's protocol and gives the golden answer of the first picture, until a file `hang` or `wrong` appears, or
+# `refuse` with a status; its refusals are counted in `refused`.
 FAKE = """
 import json, pathlib, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -35,7 +38,11 @@ class Handler(BaseHTTPRequestHandler):
         if (folder / "wrong").exists():
             answer["predictions"][0]["probability"] = 0.0
         body = json.dumps(answer).encode()
-        self.send_response(200)
+        refuses = (folder / "refuse").exists()
+        if refuses:
+            with (folder / "refused").open("a") as file:
+                file.write(".")
+        self.send_response(int((folder / "refuse").read_text()) if refuses else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -148,6 +155,39 @@ def test_a_server_without_a_right_answer_is_started_again(supervise: Supervise, 
     supervise(story)
 
 
+@pytest.mark.parametrize("error", [OverloadedError, UnavailableError, DeadlineExceededError])
+def test_a_server_under_load_is_left_alone(supervise: Supervise, error: type[TridentError]) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        (folder / "refuse.draft").write_text(str(error.status))
+        (folder / "refuse.draft").rename(folder / "refuse")
+        refused = folder / "refused"
+        while not refused.exists() or refused.stat().st_size < module.MAX_SILENT + 2:
+            time.sleep(0.01)
+        state = until(folder, lambda _: True)
+        assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
+
+    supervise(story)
+
+
+def test_a_signal_without_a_request_is_no_rollout(
+    settings: ServingSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        supervisor = Supervisor(tmp_path, [], settings)
+        running = asyncio.create_task(supervisor.run())
+        for _ in range(2):
+            supervisor.rollout_asked.set()
+            await asyncio.sleep(0.1)
+        assert not running.done()
+        assert supervisor.state.rollout is None
+        supervisor.stop.set()
+        await running
+
+    asyncio.run(story())
+    assert caplog.text.count("told to roll out, but not what") == 2
+
+
 def test_a_start_that_hangs_is_killed_at_its_deadline(supervise: Supervise) -> None:
     def story(folder: Path) -> None:
         (folder / "never").touch()
@@ -161,21 +201,22 @@ def test_torchserves_abandoned_worker_is_scaled_to_none_and_back(
     monkeypatch: pytest.MonkeyPatch, settings: ServingSettings, digits: Bundle
 ) -> None:
     calls: list[str] = []
-    ready = [0]
-    monkeypatch.setattr(torchserve_care, "ready_workers", lambda *_: ready[0])
+    ready = {"digits:1": 0, "digits:2": 1}
+    both = [digits, replace(digits, manifest=digits.manifest.model_copy(update={"version": 2}))]
+    monkeypatch.setattr(torchserve_care, "ready_workers", lambda _, bundle: ready[bundle.name])
     monkeypatch.setattr(torchserve_care, "call", lambda method, url: calls.append(f"{method} {url}"))
-    care = TorchserveCare("http://m", settings)
-    assert care.fault([digits]) == "0 of 1 workers of digits:1"
-    assert care.mend([digits]) == ""  # TorchServe itself may be at it
+    care = TorchserveCare("http://m", settings.of("torchserve"))
+    assert care.fault(both) == "0 of 1 workers of digits:1"
+    assert care.mend(both) == ""  # TorchServe itself may be at it
     monkeypatch.setattr(torchserve_care, "PATIENCE_S", 0.0)
-    assert "scaled" in care.mend([digits])
+    assert "scaled" in care.mend(both)
     assert calls == [
         "PUT http://m/models/digits/1?min_worker=0&max_worker=0&synchronous=true",
         "PUT http://m/models/digits/1?min_worker=1&max_worker=1",
     ]
-    ready[0] = 1
-    assert care.fault([digits]) == ""
-    assert care.mend([digits]) == ""
+    ready["digits:1"] = 1
+    assert care.fault(both) == ""
+    assert care.mend(both) == ""
 
 
 def test_how_many_stubs_a_triton_model_has() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from loadtest.ceiling import CeilingSpec
 from loadtest.errors import TargetError
-from loadtest.lanes import Stack, lineup_of, named, parse_inputs, parse_target
+from loadtest.lanes import Served, lineup_of, named, parse_inputs, parse_target
 from loadtest.targets import AnswerCheck, Question
 from loadtest.tensor_wire import TensorWire
 from serving.bundle import Bundle
@@ -18,25 +18,29 @@ from tests.lab import target
 def test_lanes_are_named_by_what_differs(digits: Bundle) -> None:
     fastapi = Endpoint(server="fastapi", url="http://127.0.0.1:1", metrics_url="")
     triton = Endpoint(server="triton", url="http://127.0.0.1:2", grpc="127.0.0.1:3", metrics_url="")
-    serving = {"runtime": "onnxruntime", "precision": "fp32", "device": "cpu", "cores": [0], "workers": 2, "threads": 0}
-    one = Stack((fastapi, triton), {**serving, "max_batch_size": 8}, {"fastapi": (11,), "triton": (12,)})
-    two = Stack((fastapi,), {**serving, "runtime": "torchscript", "max_batch_size": 8}, {"fastapi": (13,)})
-    lineup = lineup_of([one], digits, [], ("http", "grpc"), ("picture", "tensor"))
+    serving = {"runtime": "onnxruntime", "precision": "fp32", "device": "cpu", "cores": [0], "workers": 2, "threads": 1}
+    one = [
+        Served(fastapi, {**serving, "max_batch_size": 8}, (11,)),
+        Served(triton, {**serving, "max_batch_size": 4}, (12,)),
+    ]
+    two = Served(fastapi, {**serving, "runtime": "torchscript", "max_batch_size": 8}, (13,))
+    lineup = lineup_of(one, digits, [], ("http", "grpc"), ("picture", "tensor"))
     assert [lane.lane for lane in lineup.targets] == [
         "fastapi", "fastapi tensor", "triton", "triton grpc", "triton tensor"
     ]  # fmt: skip
     ceiling = CeilingSpec(runtime="onnxruntime", precision="fp32", threads=1, workers=2, max_batch_size=8, cores=(0,))
-    assert lineup.ceilings == dict.fromkeys(("fastapi", "triton", "triton grpc"), ceiling)  # which decode
+    smaller = ceiling.model_copy(update={"max_batch_size": 4})
+    assert lineup.ceilings == {"fastapi": ceiling, "triton": smaller, "triton grpc": smaller}  # which decode
     assert {lane.server_process for lane in lineup.targets} == {"fastapi, pid 11", "triton, pid 12"}
     mine = target("mine", dialect="picture", server="another server", path="/predict")
-    both = lineup_of([one, two], digits, [mine])
+    both = lineup_of([*one, two], digits, [mine])
     assert [lane.lane for lane in both.targets] == [
         "fastapi onnxruntime", "triton onnxruntime", "fastapi torchscript", "mine"
     ]  # fmt: skip
     with pytest.raises(TargetError, match="two targets"):
         named([mine, mine])
     with pytest.raises(TargetError, match="no lane"):
-        lineup_of([Stack((fastapi,))], digits, [], ("grpc",))
+        lineup_of([Served(fastapi)], digits, [], ("grpc",))
 
 
 @pytest.mark.parametrize("entry", ["http://127.0.0.1:1", "mine=127.0.0.1:1", "mine=http://127.0.0.1:1/v2/models/x"])

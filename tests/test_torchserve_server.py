@@ -1,6 +1,7 @@
 """The TorchServe deployment without TorchServe: configuration, and the handler with TorchServe's own context object."""
 
 import base64
+import copy
 import json
 import zipfile
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
+from serving.api_keys import ApiKeys
 from serving.bundle import Bundle
 from serving.clients.wire import TorchserveWire
 from serving.errors import DeploymentError
+from serving.preprocess import preprocess
 from serving.settings import ServingSettings
+from serving.torchserve_server import handler as module
 from serving.torchserve_server import launch
 from serving.torchserve_server.archive import build_archive
 from serving.torchserve_server.configuration import config_properties, model_config
@@ -50,7 +55,7 @@ def handler(digits: Bundle, bundles: Path) -> TridentHandler:
     handler.initialize(
         SimpleNamespace(
             system_properties={"model_dir": str(digits.path)},
-            model_yaml_config={"trident": model_config(settings)["trident"]},
+            model_yaml_config={"trident": model_config(settings.of("torchserve"))["trident"]},
         )
     )
     return handler
@@ -91,11 +96,71 @@ def test_a_bad_member_leaves_the_others_alone(handler: TridentHandler, picture: 
     assert call.answers[0] == call.answers[4]
 
 
+def test_a_row_that_nobody_foresaw_fails_alone(
+    handler: TridentHandler, picture: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(data: bytes, *arguments: Any) -> Any:
+        if data == b"the one":
+            raise MemoryError("a secret")
+        return preprocess(data, *arguments)
+
+    monkeypatch.setattr(module, "preprocess", breaks)
+    call = Call(handler, [{"body": picture}, {"body": b"the one"}, {"body": picture}])
+    assert [call.status(i) for i in range(3)] == [200, 500, 200]
+    assert call.kind(1) == "internal"
+    assert b"secret" not in call.answers[1]
+    assert "MemoryError: a secret" in caplog.text
+
+
+def test_a_description_is_for_who_sends_nothing_else(handler: TridentHandler, picture: bytes) -> None:
+    asks = {"describe": "True"}
+    call = Call(handler, [{"body": picture}, {}, {"body": picture}, {"body": b""}, {}], [asks, asks, {}, asks, {}])
+    assert [call.status(i) for i in range(5)] == [200, 200, 200, 400, 400]
+    assert call.answers[0] == call.answers[2]
+    assert json.loads(call.answers[1])["runtime"] == "onnxruntime"
+    assert [call.kind(i) for i in (3, 4)] == ["empty-image"] * 2
+
+
+@pytest.fixture
+def guarded(handler: TridentHandler) -> TridentHandler:
+    """With a key."""
+    guarded = copy.copy(handler)
+    guarded.keys = ApiKeys([SecretStr("the key")])
+    return guarded
+
+
+@pytest.mark.parametrize("key", [b"the key", bytearray(b"the key"), "the key"])
+def test_a_key_among_the_inputs(key: object, guarded: TridentHandler, picture: bytes) -> None:
+    call = Call(guarded, [{"body": picture}, {"body": picture, "api_key": key}])
+    assert [call.status(i) for i in range(2)] == [401, 200]
+
+
+@pytest.mark.parametrize("key", ["", b"", "another", "\ud800", 10**12, True, None, 1.5, ["the key"], {"the key": 1}])
+def test_anything_else_is_no_key(key: object, guarded: TridentHandler, picture: bytes) -> None:
+    rows: list[dict[str, Any]] = [{"body": picture, "api_key": "the key"}, {"body": picture, "api_key": key}]
+    call = Call(guarded, rows)
+    assert [call.status(i) for i in range(2)] == [200, 401]
+    described = Call(guarded, rows[1:], [{"describe": "True"}])
+    assert described.status(0) == 401
+
+
 def test_top_k(handler: TridentHandler, picture: bytes) -> None:
     call = Call(handler, [{"body": picture}] * 3, [{"x-top-k": "2"}, {"X-TOP-K": "0"}, {}])
     assert len(json.loads(call.answers[0])["predictions"]) == 2
     assert call.status(1) == 400
     assert len(json.loads(call.answers[2])["predictions"]) == 5
+
+
+@pytest.mark.parametrize("top_k", [3, "3", b"3", bytearray(b"3")])
+def test_top_k_among_the_inputs(top_k: object, handler: TridentHandler, picture: bytes) -> None:
+    call = Call(handler, [{"body": picture, "top_k": top_k}])
+    assert len(json.loads(call.answers[0])["predictions"]) == 3
+
+
+@pytest.mark.parametrize("top_k", [2.5, -1, "x", b"\xff", "9" * 5000, [1], {"a": 1}])
+def test_anything_else_is_no_top_k(top_k: object, handler: TridentHandler, picture: bytes) -> None:
+    call = Call(handler, [{"body": picture}, {"body": picture, "top_k": top_k}])
+    assert [call.status(i) for i in range(2)] == [200, 400]
 
 
 @pytest.mark.parametrize("body", [{"image": "x"}, {"image_b64": "???"}, {"image_b64": 3}, "text", [1]])
@@ -110,19 +175,21 @@ def test_server_timing(handler: TridentHandler, picture: bytes) -> None:
 
 def test_times_have_torchserves_units(settings: ServingSettings) -> None:
     config = model_config(
-        settings.model_copy(update={"queue_delay_ms": 2.5, "request_timeout_s": 7, "max_batch_size": 4})
+        settings.model_copy(update={"queue_delay_ms": 2.5, "request_timeout_s": 7, "max_batch_size": 4}).of(
+            "torchserve"
+        )
     )
     assert (config["batchSize"], config["maxBatchDelay"], config["responseTimeout"]) == (4, 3, 7)
 
 
 def test_no_delay_means_the_shortest_that_torchserve_has(settings: ServingSettings) -> None:
-    config = model_config(settings.model_copy(update={"queue_delay_ms": 0, "max_batch_size": 8}))
+    config = model_config(settings.model_copy(update={"queue_delay_ms": 0, "max_batch_size": 8}).of("torchserve"))
     assert config["batchSize"] == 8
     assert config["maxBatchDelay"] == 1  # 0 would become 100 ms
 
 
 def test_everything_listens_on_the_settings_host(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
-    text = config_properties(settings, [digits], tmp_path, tmp_path / "m.yaml")
+    text = config_properties(settings.of("torchserve"), [digits], tmp_path, tmp_path / "m.yaml")
     properties = dict(line.split("=", 1) for line in text.splitlines())
     assert {value for key, value in properties.items() if key.startswith("grpc") and key.endswith("address")} == {
         "127.0.0.1"
@@ -133,7 +200,7 @@ def test_everything_listens_on_the_settings_host(settings: ServingSettings, digi
 
 
 def test_the_archive_holds_the_whole_bundle(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
-    archive = build_archive(digits, model_config(settings), tmp_path)
+    archive = build_archive(digits, model_config(settings.of("torchserve")), tmp_path)
     names = set(zipfile.ZipFile(archive).namelist())
     assert {
         "manifest.json",

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from serving import verify as module
 from serving.bundle import Bundle
 from serving.odd_pictures import odd_pictures
 from serving.server_plan import Endpoint
 from serving.settings import ServingSettings
-from serving.verify import Check, all_passed, verify
+from serving.verify import Check, Lane, all_passed, verify
 from tests.live_service import live_service
 
 
@@ -69,6 +70,16 @@ def test_a_version_that_is_not_there(service: Endpoint, digits: Bundle) -> None:
 def test_a_version_that_is_not_the_default(service: Endpoint, digits: Bundle) -> None:
     checks = {check.name: check.passed for check in verify(service, "http", digits, is_default=False)}
     assert checks["default version"] is None
+
+
+@pytest.mark.parametrize(("counted", "passed"), [([7, 7, 7, 8], True), ([7], False)])
+def test_a_request_may_be_counted_a_little_later(
+    counted: list[int], passed: bool, service: Endpoint, digits: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_COUNTED_WITHIN_S", 1.0 if passed else 0.1)
+    monkeypatch.setattr(module, "_counted", lambda _: counted.pop(0) if len(counted) > 1 else counted[0])
+    outcome = module._metrics(Lane(service, "http", digits, ServingSettings(), True), digits.golden_pictures()[0][1])
+    assert outcome == (passed, f"trident_requests_total: 7, after a request {counted[-1]}")
 
 
 def test_odd_pictures_are_what_their_names_say() -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from serving.bundle import Bundle
+from serving.fastapi_server.care import FastapiCare
 from serving.fastapi_server.service import FLUSH_S
 from serving.settings import ServingSettings
 from serving.stack.ports import free_ports
@@ -141,6 +142,47 @@ def test_loading_reaches_every_worker(running: Running) -> None:
         time.sleep(0.1)
     time.sleep(0.5)
     assert {running.ask().json()["version"] for _ in range(20)} == {2}
+
+
+def test_a_later_worker_does_without_what_was_unloaded(running: Running) -> None:
+    """Its files may be gone; that must not end the service."""
+    care = FastapiCare(2, running.temporary)
+    assert care.fault([]) == ""
+    models = f"{running.url}/v2/repository/models/digits"
+    httpx.post(f"{models}/load", json={"parameters": {"version": 2}}, timeout=60).raise_for_status()
+    httpx.post(f"{models}/unload", json={"parameters": {"version": 1}}, timeout=60).raise_for_status()
+    shutil.rmtree(running.temporary.parent / "bundles/digits/1")
+    killed = running.workers()[0]
+    os.kill(killed, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while care.fault([]) != "1 of 2 workers":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    while care.fault([]):  # until it serves: to be alive is not enough
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(running.workers()) == 2
+    assert killed not in running.workers()
+    assert {running.ask().json()["version"] for _ in range(20)} == {2}
+
+
+def test_a_version_that_cannot_be_loaded_changes_no_worker(running: Running) -> None:
+    (running.temporary.parent / "bundles/digits/2/model.onnx").write_bytes(b"broken")
+    refused = httpx.post(f"{running.url}/v2/repository/models/digits/load", timeout=60)
+    assert refused.status_code == 400
+    assert {running.ask().json()["version"] for _ in range(20)} == {1}
+    assert httpx.get(f"{running.url}/v2/models/digits").json()["versions"] == ["1"]
+
+
+def test_a_service_whose_workers_cannot_start_ends_with_an_error(digits: Bundle, tmp_path: Path) -> None:
+    settings = ServingSettings(models=(str(digits.path),), workers=2, threads=1, precision="int8", ports=free_ports())
+    command = [sys.executable, "-m", "serving.fastapi_server"]
+    done = subprocess.run(
+        command, env=os.environ | settings.as_environment() | {"TMPDIR": str(tmp_path)}, capture_output=True, timeout=60
+    )
+    assert done.returncode not in (0, -signal.SIGTERM)
+    assert b"int8" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sighup_replaces_the_workers_without_losing_a_request(running: Running) -> None:

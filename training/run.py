@@ -40,17 +40,20 @@ def unfinished_run(root: Path = RUNS) -> Path:
 
 
 def resumed_settings(run_dir: Path, given: dict[str, Any], settings: TrainSettings) -> TrainSettings:
-    """The settings with which the run in `run_dir` was started, or `settings` if it has not got to a checkpoint yet.
+    """The settings with which the run in `run_dir` was started, or `settings` if there is none.
 
     Raises:
         CheckpointError: the run has ended, or something else was `given` than it was started with.
     """
     if (run_dir / RESULT_FILE).is_file():
         raise CheckpointError(f"the run in {run_dir} has ended; its result is in {run_dir / RESULT_FILE}")
-    files = state_files(run_dir / "checkpoints")
-    if not files:
+    files, kept = state_files(run_dir / "checkpoints"), run_dir / SETTINGS_FILE
+    if files:
+        started_with = load_state(files[-1]).settings
+    elif kept.is_file():  # it did not get to a checkpoint
+        started_with = TrainSettings.model_validate_json(kept.read_text())
+    else:
         return settings
-    started_with = load_state(files[-1]).settings
     wanted, have = settings.model_dump(), started_with.model_dump()
     changed = [f"--{key.replace('_', '-')} {have[key]}" for key in given if wanted[key] != have[key]]
     if changed:
@@ -84,7 +87,7 @@ def run_training(
     if not trainer.processes.leads:
         return trainer.fit()
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / SETTINGS_FILE).write_text(settings.model_dump_json(indent=2) + "\n")
+    _write(run_dir / SETTINGS_FILE, settings.model_dump_json(indent=2))
     trainer.trackers = open_trackers(settings, run_dir, trainer.step, len(trainer.results))
     summary: dict[str, float] = {}
     files: list[Path] = []
@@ -97,7 +100,12 @@ def run_training(
         for tracker in trainer.trackers:
             tracker.close(summary, files)
     written = summary | {"seconds": result.seconds, "class_accuracy": result.test.class_accuracy}
-    temporary = run_dir / f".{RESULT_FILE}"
-    temporary.write_text(json.dumps(written, indent=2) + "\n")
-    temporary.replace(run_dir / RESULT_FILE)
+    _write(run_dir / RESULT_FILE, json.dumps(written, indent=2))
     return result
+
+
+def _write(path: Path, text: str) -> None:
+    """The file whole, or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)

@@ -4,14 +4,17 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 if TYPE_CHECKING:
     from loadtest.benchmark import Lineup
-    from loadtest.lanes import Stack
-    from serving.server_plan import Endpoint
+    from loadtest.lanes import Served
+    from loadtest.tune import Changes, OpenLane
+    from serving.bundle import Bundle
+    from serving.server_plan import Endpoint, ServerName
+    from serving.settings import ServerSettings, ServingSettings
     from serving.stack.state import StackState
 
 console = Console()
@@ -32,7 +35,7 @@ def measurable(
     each runtime and precision. The arguments are the flags of `trident bench`.
     """
     from loadtest.console import other_cores, split_cores
-    from loadtest.lanes import Stack, lineup_of, parse_inputs, parse_target
+    from loadtest.lanes import Served, lineup_of, parse_inputs, parse_target
     from serving.bundle import find_bundle
     from serving.console import showing_stack
     from serving.settings import load_settings
@@ -46,11 +49,11 @@ def measurable(
     if url or (running is not None and not (runtimes or precisions or alone)):
         endpoints, bundle = find_endpoints(servers or "all", url, model)
         state = None if url else running
-        ours = Stack(tuple(endpoints), api_key=load_settings().client_key)
-        stacks = [served(state, endpoints) if state is not None else ours]
+        key = load_settings().client_key
+        measured = served(state, endpoints) if state is not None else [Served(one, api_key=key) for one in endpoints]
         others = [parse_target(entry, bundle) for entry in target or ()]
         cores = state.settings.cores if state is not None else ()
-        yield lineup_of(stacks, bundle, others, spoken, inputs, cores, other_cores(cores))
+        yield lineup_of(measured, bundle, others, spoken, inputs, cores, other_cores(cores))
         return
     settings = load_settings()
     bundle = find_bundle(model, settings.bundles)
@@ -65,7 +68,7 @@ def measurable(
         if servers is not None or not given
     ]
     with ExitStack() as started:
-        stacks = []
+        measured = []
         for number, variant in enumerate(variants):
             console.print(f"starting a stack with {bundle.name}, {variant.runtime}, {variant.precision}")
             folder = STACK if number == 0 else STACK.with_name(f"{STACK.name}-{number + 1}")
@@ -73,17 +76,52 @@ def measurable(
                 state = started.enter_context(
                     running_stack(variant, server_names(servers or "all"), folder, on_change=on_change)
                 )
-            stacks.append(served(state, state.endpoints()))
-        yield lineup_of(stacks, bundle, given, spoken, inputs, server_cores, generator_cores)
-        if stacks:
+            measured += served(state, state.endpoints())
+        yield lineup_of(measured, bundle, given, spoken, inputs, server_cores, generator_cores)
+        if measured:
             console.print("stopping the servers")
 
 
-def served(state: "StackState", endpoints: Sequence["Endpoint"]) -> "Stack":
-    """What the load test needs to know of a stack of ours."""
-    from loadtest.lanes import Stack
+def lane_opener(
+    server: "ServerName", settings: "ServingSettings", bundle: "Bundle", generator_cores: tuple[int, ...]
+) -> "OpenLane":
+    """How `trident tune` starts a server with changed settings: each in a stack of its own."""
+    from loadtest.errors import TargetError
+    from loadtest.lanes import lineup_of
+    from serving.errors import DeploymentError
+    from serving.stack.control import running_stack
+    from serving.stack.state import STACK
+    from serving.tuning import Tuning
 
-    settings = state.settings
-    # As a reader elsewhere needs them: paths from the working folder on.
-    shown = json.loads(json.dumps(settings.model_dump(mode="json")).replace(f"{Path.cwd()}/", ""))
-    return Stack(tuple(endpoints), shown, state.pids(), settings.client_key)
+    @contextmanager
+    def open_lane(changes: "Changes", number: int) -> Iterator["Lineup"]:
+        folder = STACK.with_name(f"{STACK.name}-tune-{number}")
+        changed = settings.model_copy(update={server: Tuning(**changes)}) if changes else settings
+        try:
+            with running_stack(changed, [server], folder) as state:
+                measured = served(state, state.endpoints())
+                yield lineup_of(measured, bundle, server_cores=settings.cores, generator_cores=generator_cores)
+        except DeploymentError as error:
+            raise TargetError(f"it does not start, or end: {error}") from error
+
+    return open_lane
+
+
+def served(state: "StackState", endpoints: Sequence["Endpoint"]) -> list["Served"]:
+    """What the load test needs to know of the servers of a stack of ours."""
+    from loadtest.lanes import Served
+
+    pids, key = state.pids(), state.settings.client_key
+    return [
+        Served(endpoint, _shown(state.settings.of(endpoint.server)), pids.get(endpoint.server, ()), key)
+        for endpoint in endpoints
+    ]
+
+
+def _shown(settings: "ServerSettings") -> dict[str, Any]:
+    """As a reader elsewhere needs them: of this server alone, and paths from the working folder on."""
+    from serving.tuning import DEFAULTS
+
+    values = settings.model_dump(mode="json", exclude=set[str](DEFAULTS))
+    shown: dict[str, Any] = json.loads(json.dumps(values).replace(f"{Path.cwd()}/", ""))
+    return shown

@@ -1,20 +1,16 @@
 """Commands that measure: bench, report, compare, tune, demo."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from trident.lineup import measurable, served
+from trident.lineup import lane_opener, measurable
 from trident.options import SERVERS_HELP, ModelOption, ServersOption, UrlOption
 
 if TYPE_CHECKING:
-    from loadtest.benchmark import Lineup
     from serving.bundle import Bundle
-    from serving.server_plan import ServerName
 
 commands = typer.Typer()
 console = Console()
@@ -125,16 +121,13 @@ def tune(
     The best settings are written as tuned.toml, beside the benchmark that shows it.
     """
     from loadtest.console import split_cores, tune_run
-    from loadtest.errors import LoadtestError, TargetError
-    from loadtest.lanes import lineup_of
+    from loadtest.errors import LoadtestError
     from loadtest.settings import read_settings
     from loadtest.tune import candidates
     from serving.bundle import find_bundle
-    from serving.errors import DeploymentError
     from serving.settings import load_settings
-    from serving.stack.control import running_stack
     from serving.stack.endpoints import server_names
-    from serving.stack.state import STACK
+    from serving.tuning import Tuning
 
     settings = read_settings(
         scenario=["slo"], slo_ms=slo_ms, duration_s=duration_s, warmup_max_s=warmup_max_s, rounds=rounds
@@ -143,23 +136,13 @@ def tune(
     bundle = find_bundle(model, serving.bundles)
     server_cores, generator_cores = split_cores(serving.cores)
     serving = serving.model_copy(update={"models": (str(bundle.path),), "cores": server_cores})
-    default = serving.model_dump(include={"workers", "max_batch_size", "queue_delay_ms"})
-    default["threads"] = serving.threads_per_worker
     right = True
     for server in server_names(servers):
-
-        @contextmanager
-        def open_lane(changes: dict[str, Any], number: int, server: "ServerName" = server) -> Iterator["Lineup"]:
-            folder = STACK.with_name(f"{STACK.name}-tune-{number}")
-            try:
-                with running_stack(serving.model_copy(update=changes), [server], folder) as state:
-                    stack = served(state, state.endpoints())
-                    yield lineup_of([stack], bundle, server_cores=server_cores, generator_cores=generator_cores)
-            except DeploymentError as error:
-                raise TargetError(f"it does not start, or end: {error}") from error
-
+        default = serving.of(server).model_dump(include=set(Tuning.model_fields))
+        tried = candidates(server, serving.core_count, default)
+        opener = lane_opener(server, serving, bundle, generator_cores)
         try:
-            right &= tune_run(open_lane, server, candidates(server, serving.core_count, default), bundle, settings)
+            right &= tune_run(opener, server, tried, bundle, settings)
         except LoadtestError as error:  # the other servers can still be tuned
             console.print(f"{server}: {error}", style="red", markup=False)
             right = False

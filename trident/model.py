@@ -12,7 +12,10 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel="Model")
 def train(
-    data: Annotated[str, typer.Option(help="digits (offline), cifar10, or a folder of your own pictures.")] = "digits",
+    data: Annotated[
+        str | None,
+        typer.Option(help="digits (offline), cifar10, or a folder of your own pictures.  [default: digits]"),
+    ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(help="cifar10: where it lies. folder: DIR/<label>/*.jpg or DIR/{train,val,test}/<label>/*.jpg."),

@@ -17,17 +17,16 @@ def up(
         list[str] | None, typer.Option(help="MODEL or MODEL:VERSION (repeatable); default: the newest bundle.")
     ] = None,
     runtime: Annotated[str | None, typer.Option(help="onnxruntime or torchscript.  [default: onnxruntime]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Copies of the model per server.  [default: 1]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads per copy.  [default: cores / workers]")] = None,
-    max_batch_size: Annotated[int | None, typer.Option(help="Pictures per batch, at most.  [default: 8]")] = None,
-    queue_delay_ms: Annotated[
-        float | None, typer.Option(help="How long a request may wait for others.  [default: 0; TorchServe: 1]")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Copies of the model per server; 0: as many as cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads per copy; 0: cores / workers.")] = None,
+    max_batch_size: Annotated[int | None, typer.Option(help="Pictures per batch, at most.")] = None,
+    queue_delay_ms: Annotated[float | None, typer.Option(help="How long a request may wait for others.")] = None,
     free_ports: Annotated[bool, typer.Option("--free-ports", help="Take any free ports.")] = False,
 ) -> None:
     """Start the servers in the background; return when all of them give right answers.
 
-    Every setting is also an environment variable (TRIDENT_QUEUE_SIZE=64) and a key in trident.toml.
+    Every setting is also an environment variable (TRIDENT_QUEUE_SIZE=64) and a key in trident.toml. For workers,
+    threads, batches and delay each server has its own default there; a value given here is for all of them.
     """
     from serving.console import bring_up
     from serving.settings import load_settings

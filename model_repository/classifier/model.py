@@ -22,7 +22,7 @@ class TritonPythonModel:
         """Load the model, warm it up, and reproduce its golden answers."""
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = ServingSettings.model_validate_json(config_parameters(args["model_config"])["settings"])
-        self.runtime = ready_runtime(read_bundle(folder / "bundle"), settings)
+        self.runtime = ready_runtime(read_bundle(folder / "bundle"), settings.of("triton"))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the requests as one batch, and split the probabilities again."""

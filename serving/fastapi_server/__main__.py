@@ -4,26 +4,28 @@ Configured by environment and trident.toml. SIGTERM: answer what was accepted, t
 replace them one by one, the new one ready before the old one goes.
 """
 
-import json
 import logging
 import os
 import signal
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 
-from serving.bundle import find_bundle
+from serving.bundle import Bundle, find_bundle
 from serving.errors import TridentError
-from serving.fastapi_server.fleet import FOLDER
+from serving.fastapi_server.fleet import FOLDER, SHARED, prepare
 from serving.fastapi_server.metrics import MULTIPROCESS
 from serving.fastapi_server.protocol import ServiceProtocol
+from serving.fastapi_server.workers import Workers
 from serving.processes import die_with_parent
 from serving.settings import load_settings
 
+APPLICATION: Final = "serving.fastapi_server.__main__:application"
+_PARENT: Final = "_TRIDENT_PARENT"
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 log = logging.getLogger("trident")
@@ -33,34 +35,35 @@ def main() -> None:
     """Run until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     try:
-        settings = load_settings()
+        settings = load_settings().of("fastapi")
         # Found here, a fault is one line and not a traceback; and workers that start later serve the same versions.
         bundles = [find_bundle(reference, settings.bundles) for reference in settings.models or (None,)]
     except TridentError as error:
         sys.exit(f"error: {error.message}")
     log.info("settings: %s", settings.model_dump_json())
-    with ExitStack() as stack:
-        os.environ["TRIDENT_MODELS"] = json.dumps([str(bundle.path) for bundle in bundles])
-        if settings.workers > 1:
-            shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-workers-")))
-            _share(shared)
-        uvicorn.run(
-            "serving.fastapi_server.__main__:application",
-            factory=True,
-            host=settings.host,
-            port=settings.ports.fastapi,
-            workers=settings.workers,
-            loop="uvloop",
-            http=ServiceProtocol,
-            ws="none",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            log_config=None,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=int(settings.request_timeout_s) + 5,
-            timeout_worker_healthcheck=int(settings.start_timeout_s),
-        )
+    # Workers that start later read the environment, too: they shall serve the same, also after trident.toml was changed.
+    served = settings.model_copy(update={"models": tuple(str(bundle.path) for bundle in bundles)})
+    os.environ.update(served.as_environment())
+    options: dict[str, Any] = {
+        "factory": True,
+        "host": settings.host,
+        "port": settings.ports.fastapi,
+        "loop": "uvloop",
+        "http": ServiceProtocol,
+        "ws": "none",
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "log_config": None,
+        "timeout_keep_alive": 75,
+        "timeout_graceful_shutdown": int(settings.request_timeout_s) + 5,
+    }
+    if settings.workers == 1:
+        uvicorn.run(APPLICATION, **options)
+        return
+    with tempfile.TemporaryDirectory(prefix=SHARED) as shared:
+        _share(Path(shared), dict(zip(served.models, bundles, strict=True)))
+        Workers(uvicorn.Config(APPLICATION, workers=settings.workers, **options), settings.start_timeout_s).run()
 
 
 def application():  # type: ignore[no-untyped-def]
@@ -71,15 +74,18 @@ def application():  # type: ignore[no-untyped-def]
         FOLDER in os.environ
     ):  # one of several workers: not to be left behind, holding the port, when the parent is killed
         die_with_parent(signal.SIGTERM)
+        if os.getppid() != int(os.environ[_PARENT]):  # it was killed before that
+            sys.exit(1)
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     return create_app(load_settings())
 
 
-def _share(folder: Path) -> None:
-    """Tell the workers, by environment, where their metrics meet and where they agree on models."""
-    for variable, name in ((MULTIPROCESS, "metrics"), (FOLDER, "fleet")):
-        (folder / name).mkdir()
-        os.environ[variable] = str(folder / name)
+def _share(folder: Path, bundles: Mapping[str, Bundle]) -> None:
+    """Tell the workers, by environment, who started them, where their metrics meet and where they agree on models."""
+    metrics, journal = folder / "metrics", folder / "fleet"
+    metrics.mkdir()
+    prepare(journal, bundles)
+    os.environ.update({MULTIPROCESS: str(metrics), FOLDER: str(journal), _PARENT: str(os.getpid())})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from serving.fastapi_server.predict import PredictEndpoint
 from serving.fastapi_server.problems import PROBLEMS, documented, install_problem_handlers
 from serving.fastapi_server.protocol import CONNECTION
 from serving.fastapi_server.service import Service
+from serving.fastapi_server.watchdog import MARGIN_S, Watchdog
 from serving.schemas import Prediction, Predictions
 from serving.settings import ServingSettings
 
@@ -29,7 +30,7 @@ class Application:
     """The ASGI application: `POST /predict` by its own short way, everything else by FastAPI."""
 
     def __init__(self, settings: ServingSettings) -> None:
-        self.service = Service(settings)
+        self.service = Service(settings.of("fastapi"))
         self._predict = PredictEndpoint(self.service)
         self._fastapi = _fastapi(self.service, self._predict)
 
@@ -88,12 +89,14 @@ The same server speaks the Open Inference Protocol v2, so that `tritonclient.htt
 def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.hosting.start()
+        await service.hosting.start(service.fleet.dropped())
         await service.fleet.join()
+        watchdog = Watchdog(service.hosting.turns, service.settings.request_timeout_s + MARGIN_S)
         flushing = asyncio.create_task(service.flush_forever())
         yield
         await service.fleet.leave()
         await service.hosting.close()
+        watchdog.end()
         flushing.cancel()
         await asyncio.wait([flushing])
 

@@ -100,6 +100,7 @@ class Batcher:
         on_batch: Callable[[Sequence[Job]], None] = lambda _: None,
     ) -> None:
         self.depth = 0  # pictures that were submitted and not yet delivered
+        self.turn = 0  # counts up when the model's thread takes a batch, and when it is done with it: odd while at work
         self._decode = decode
         self._infer = infer
         self._max_batch_size = max_batch_size
@@ -216,6 +217,7 @@ class Batcher:
     def _release(self, job: Job) -> None:
         """The job has its result, or nobody wants one any more: its place is free."""
         self.depth -= job.rows
+        job.payload = b""  # a thread may come to the job only much later
         if job.timer is not None:
             job.timer.cancel()
         if self._draining and not self.depth:
@@ -225,6 +227,7 @@ class Batcher:
 
     def _run_model(self) -> None:
         while (jobs := self._next_jobs()) is not None:
+            self.turn += 1
             try:
                 batch = [job for job in jobs if self._is_decoded(job)]
                 if batch:
@@ -233,6 +236,7 @@ class Batcher:
                 log.exception("the model's thread failed")
                 for job in jobs:
                     job.error = job.error or RuntimeError(f"the model's thread failed: {error}")
+            self.turn += 1
             if jobs:
                 self._send(jobs)
 

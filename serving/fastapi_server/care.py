@@ -1,32 +1,23 @@
 """What the supervisor sees of a running FastAPI service. uvicorn replaces dead workers, and drains when stopped."""
 
 from collections.abc import Sequence
-
-import psutil
+from pathlib import Path
 
 from serving.bundle import Bundle
+from serving.fastapi_server.fleet import SHARED, ready_workers
 from serving.server_plan import NoCare
 
 
 class FastapiCare(NoCare):
     """`serving.server_plan.Care`."""
 
-    def __init__(self, pid: int, workers: int) -> None:
-        self._pid = pid
+    def __init__(self, workers: int, scratch: Path) -> None:
         self._workers = workers
+        self._scratch = scratch
 
     def fault(self, bundles: Sequence[Bundle]) -> str:
-        """How many worker processes are missing."""
+        """How many worker processes are missing, or not ready yet."""
         if self._workers == 1:  # the one worker is the server's only process
             return ""
-        alive = 0
-        try:
-            for child in psutil.Process(self._pid).children():
-                try:
-                    is_worker = any("spawn_main" in word for word in child.cmdline())
-                    alive += is_worker and child.status() != psutil.STATUS_ZOMBIE
-                except psutil.Error:
-                    continue
-        except psutil.Error:
-            return ""  # the server itself is gone, which its supervisor sees
-        return f"{alive} of {self._workers} workers" if alive < self._workers else ""
+        ready = sum(len(ready_workers(folder)) for folder in self._scratch.glob(f"{SHARED}*/fleet"))
+        return f"{ready} of {self._workers} workers" if ready < self._workers else ""

@@ -54,7 +54,11 @@ class Express:
 
     @classmethod
     def begin(
-        cls, service: Service, headers: Mapping[bytes, bytes], on_reply: "Callable[[Express, Reply], None]"
+        cls,
+        service: Service,
+        query: bytes,
+        headers: Mapping[bytes, bytes],
+        on_reply: "Callable[[Express, Reply], None]",
     ) -> "Express | None":
         """Take the request, if its headers are plain and let it in."""
         length = headers.get(b"content-length", b"")
@@ -68,7 +72,7 @@ class Express:
             return None
         exchange = Exchange(service, headers)
         try:
-            exchange.admit(b"")
+            exchange.admit(query)
         except TridentError:
             exchange.withdraw()
             return None

@@ -2,27 +2,35 @@
 
 A request to load or unload reaches one worker. That one writes it into a journal; every worker (also one that is
 started later) applies the journal in order and acknowledges each entry. The request is answered when all of them have.
+A version that is to be the default is loaded everywhere before it becomes that anywhere.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from serving.errors import RequestError, UnavailableError, UnknownModelError
+from serving.bundle import Bundle
+from serving.errors import RequestError, TridentError, UnavailableError, UnknownModelError
 from serving.fastapi_server.hosting import Hosting
+from serving.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
 FOLDER: Final = "_TRIDENT_FLEET"  # environment variable (no setting, hence the underscore); set for several workers
+SHARED: Final = "trident-workers-"  # how the folder that worker processes share begins, below TMPDIR
+_STARTED_WITH: Final = "started_with.json"
+_READY: Final = ".ready"
 _POLL_S: Final = 0.05
-_TIMEOUT_S: Final = 120.0
+_RETRY_S: Final = 1.0
 
 
 class Change(BaseModel):
@@ -39,63 +47,124 @@ class Change(BaseModel):
 class Fleet:
     """This worker's part in it."""
 
-    def __init__(self, hosting: Hosting, folder: Path | None = None) -> None:
+    def __init__(self, hosting: Hosting, settings: ServerSettings, folder: Path | None = None) -> None:
         self._hosting = hosting
+        self._settings = settings
         self._folder = folder
+        self._complete = folder is None
         self._watcher: asyncio.Task[None] | None = None
 
     @classmethod
-    def of_environment(cls, hosting: Hosting) -> "Fleet":
+    def of_environment(cls, hosting: Hosting, settings: ServerSettings) -> "Fleet":
         """The fleet that `__main__` prepared, or a fleet of one."""
         folder = os.environ.get(FOLDER)
-        return cls(hosting, Path(folder) if folder else None)
+        return cls(hosting, settings, Path(folder) if folder else None)
+
+    @property
+    def complete(self) -> bool:
+        """All workers have been ready at some time in this one's life. (One that dies later is replaced.)"""
+        if not self._complete and self._folder is not None:
+            self._complete = len(ready_workers(self._folder)) >= self._settings.workers
+        return self._complete
+
+    def dropped(self) -> dict[str, str]:
+        """Of the bundles that the service was started with, those that were unloaded since, and the names of their models:
+        a worker that is started later does without them, and they need not be there any more.
+        """
+        if self._folder is None:
+            return {}
+        unloaded = [change for change in self._changes() if change.action == "unload"]
+        started_with: dict[str, tuple[str, int]] = json.loads((self._folder / _STARTED_WITH).read_text())
+        return {
+            reference: model
+            for reference, (model, version) in started_with.items()
+            if any(change.model == model and change.version in (None, version) for change in unloaded)
+        }
 
     async def join(self) -> None:
         """Catch up with the journal, before the first request is accepted; and follow it from now on."""
         if self._folder is not None:
             (self._folder / f"{os.getpid()}.worker").touch()
-            number = 1
-            while _entry(self._folder, number).exists():
-                await self._follow_entry(self._folder, number)
-                number += 1
-            self._watcher = asyncio.create_task(self._follow(self._folder, number))
+            changes = self._changes()
+            for number, change in enumerate(changes, 1):
+                if change.action == "unload" or _is_undone(change, changes[number:]) or self._failed(number):
+                    _write(_ack(self._folder, number, os.getpid()), "{}")
+                else:
+                    await self._follow_entry(self._folder, number)
+            self._watcher = asyncio.create_task(self._follow(self._folder, len(changes) + 1))
+            (self._folder / f"{os.getpid()}{_READY}").touch()
 
     async def leave(self) -> None:
         """Follow it no longer."""
         if self._watcher is not None and self._folder is not None:
             self._watcher.cancel()
-            (self._folder / f"{os.getpid()}.worker").unlink(missing_ok=True)
+            for suffix in (_READY, ".worker"):
+                (self._folder / f"{os.getpid()}{suffix}").unlink(missing_ok=True)
 
     async def apply(self, change: Change) -> None:
-        """Make a change in every worker.
+        """Make a change in every worker, or, if one of them could not load the version, in none.
 
         Raises:
             UnknownModelError: there is no such model or version.
-            RequestError: a worker could not load it; nothing was switched there.
+            RequestError: a worker could not load it; nothing was switched.
             UnavailableError: a worker did not answer in time.
         """
         if self._folder is None:
             _raise_again(await self._outcome(change))
             return
-        if change.action == "load":  # "the highest" may be another one by the time that a later worker catches up
-            version = await self._hosting.find_version(change.model, change.version)
-            change = change.model_copy(update={"version": version})
-        number = _append(self._folder, change)
-        deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
-        while missing := [pid for pid in _workers(self._folder) if not _ack(self._folder, number, pid).exists()]:
+        if change.action == "unload":
+            await self._everywhere(self._folder, change)
+            return
+        # "The highest" may be another one by the time that a later worker catches up.
+        version = await self._hosting.find_version(change.model, change.version)
+        beside = change.model_copy(update={"version": version, "make_default": False})
+        was_there = version in self._hosting.versions(change.model)
+        try:
+            await self._everywhere(self._folder, beside)
+        except RequestError:
+            if not was_there:
+                with contextlib.suppress(TridentError):  # where it could not be loaded, there is nothing to unload
+                    await self._everywhere(self._folder, beside.model_copy(update={"action": "unload"}))
+            raise
+        if change.make_default:
+            await self._everywhere(self._folder, beside.model_copy(update={"make_default": True}))
+
+    async def _everywhere(self, folder: Path, change: Change) -> None:
+        number = _append(folder, change)
+        timeout_s = self._settings.start_timeout_s
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while missing := [pid for pid in _workers(folder) if not _ack(folder, number, pid).exists()]:
             if asyncio.get_running_loop().time() > deadline:
                 raise UnavailableError(
-                    f"workers {missing} did not {change.action} {change.model} within {_TIMEOUT_S:.0f} s"
+                    f"workers {missing} did not {change.action} {change.model} within {timeout_s:.0f} s"
                 )
             await asyncio.sleep(_POLL_S)
-        for ack in self._folder.glob(f"{number:06d}.*.ack"):
-            _raise_again(json.loads(ack.read_text()))
+        for outcome in _outcomes(folder, number):
+            _raise_again(outcome)
+
+    def _changes(self) -> list[Change]:
+        assert self._folder is not None
+        entries = itertools.takewhile(Path.exists, (_entry(self._folder, number) for number in itertools.count(1)))
+        return [Change.model_validate_json(entry.read_text()) for entry in entries]
+
+    def _failed(self, number: int) -> bool:
+        """Nobody could make that change."""
+        assert self._folder is not None
+        outcomes = _outcomes(self._folder, number)
+        return bool(outcomes) and all(outcomes)
 
     async def _follow(self, folder: Path, first: int) -> None:
-        for number in itertools.count(first):
-            while not _entry(folder, number).exists():  # noqa: ASYNC110 - another process writes it
-                await asyncio.sleep(_POLL_S)
-            await self._follow_entry(folder, number)
+        number = first
+        while True:
+            try:
+                while not _entry(folder, number).exists():  # noqa: ASYNC110 - another process writes it
+                    await asyncio.sleep(_POLL_S)
+                await self._follow_entry(folder, number)
+            except OSError:  # no file descriptor left, say: it may be well again in a moment
+                log.exception("change %d of the journal", number)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                number += 1
 
     async def _follow_entry(self, folder: Path, number: int) -> None:
         change = Change.model_validate_json(_entry(folder, number).read_text())
@@ -114,6 +183,29 @@ class Fleet:
             log.exception("could not %s %s", change.action, change.model)
             return {"kind": RequestError.kind, "message": f"failed to {change.action} {change.model}: {error}"}
         return {}
+
+
+def prepare(folder: Path, bundles: Mapping[str, Bundle]) -> None:
+    """Make the journal, for workers that start with these bundles, by their references in the settings."""
+    folder.mkdir()
+    started_with = {reference: (one.manifest.model, one.manifest.version) for reference, one in bundles.items()}
+    _write(folder / _STARTED_WITH, json.dumps(started_with))
+
+
+def ready_workers(folder: Path) -> list[int]:
+    """The processes that serve."""
+    return _living(folder, _READY)
+
+
+def _is_undone(change: Change, later: Sequence[Change]) -> bool:
+    return any(
+        other.action == "unload" and other.model == change.model and other.version in (None, change.version)
+        for other in later
+    )
+
+
+def _outcomes(folder: Path, number: int) -> list[dict[str, str]]:
+    return [json.loads(ack.read_text()) for ack in folder.glob(f"{number:06d}.*.ack")]
 
 
 def _append(folder: Path, change: Change) -> int:
@@ -139,7 +231,11 @@ def _ack(folder: Path, number: int, pid: int) -> Path:
 
 
 def _workers(folder: Path) -> list[int]:
-    pids = [int(path.stem) for path in folder.glob("*.worker")]
+    return _living(folder, ".worker")
+
+
+def _living(folder: Path, suffix: str) -> list[int]:
+    pids = [int(path.stem) for path in folder.glob(f"*{suffix}")]
     return [pid for pid in pids if psutil.pid_exists(pid)]
 
 

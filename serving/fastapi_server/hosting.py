@@ -5,8 +5,10 @@ All methods belong to the event loop; what blocks (reading, loading, warming up)
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from serving.bundle import Bundle, find_bundle, list_bundles
@@ -15,7 +17,7 @@ from serving.fastapi_server.batcher import Batcher, Job
 from serving.fastapi_server.metrics import Metrics
 from serving.preprocess import Pixels, preprocess
 from serving.runtimes import Runtime, ready_runtime
-from serving.settings import ServingSettings, available_cores
+from serving.settings import ServerSettings, available_cores
 
 MAX_DECODERS: Final = 8
 
@@ -29,7 +31,7 @@ class HostedModel:
     batcher: Batcher
 
     @classmethod
-    async def load(cls, bundle: Bundle, settings: ServingSettings, metrics: Metrics) -> "HostedModel":
+    async def load(cls, bundle: Bundle, settings: ServerSettings, metrics: Metrics) -> "HostedModel":
         """Load, warm up, and check against the golden answers.
 
         Raises:
@@ -49,7 +51,7 @@ class HostedModel:
             runtime.infer,
             max_batch_size=settings.max_batch_size,
             queue_delay_s=settings.queue_delay_ms / 1000,
-            queue_size=settings.queue_size,
+            queue_size=math.ceil(settings.queue_size / settings.workers),  # this process's share
             decoders=max(0, min(MAX_DECODERS, available_cores() // settings.workers - 1)),
             name=bundle.name,
             on_batch=on_batch,
@@ -60,7 +62,7 @@ class HostedModel:
 class Hosting:
     """What is loaded. A model's default version is the one that was loaded last without being told otherwise."""
 
-    def __init__(self, settings: ServingSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._models: dict[str, dict[int, HostedModel]] = {}
@@ -112,6 +114,10 @@ class Hosting:
         """The version that answers when none is asked for."""
         return self._default_versions.get(model)
 
+    def turns(self) -> dict[str, int]:
+        """By `model:version`, for the watchdog: `Batcher.turn`. May be called in any thread."""
+        return {hosted.bundle.name: hosted.batcher.turn for hosted in self.all()}
+
     def queue_depths(self) -> dict[str, int]:
         """By model: pictures that wait or are computed."""
         return {
@@ -120,13 +126,19 @@ class Hosting:
 
     # --- the life of the process
 
-    async def start(self) -> None:
+    async def start(self, without: Mapping[str, str] = MappingProxyType({})) -> None:
         """Load the models that the settings name.
+
+        Args:
+            without: references that are left out, and the names of their models.
 
         Raises:
             BundleError, DeploymentError: one cannot be served.
         """
         for reference in self._settings.models or (None,):
+            if reference is not None and reference in without:
+                self._default_model = self._default_model or without[reference]
+                continue
             bundle = await asyncio.to_thread(find_bundle, reference, self._settings.bundles)
             await self._load(bundle, make_default=True)
             self._default_model = self._default_model or bundle.manifest.model

@@ -109,8 +109,10 @@ async def live() -> dict[str, bool]:
 
 @router.get("/health/ready", tags=["health"], responses=documented(503))
 async def ready(service: TheService) -> dict[str, bool]:
-    """Every model is loaded, warmed up, and has reproduced its golden answers; and the server is not stopping."""
-    if not service.hosting.ready:
+    """Every model is loaded, warmed up, and has reproduced its golden answers, in all worker processes; and the server is
+    not stopping.
+    """
+    if not (service.hosting.ready and service.fleet.complete):
         raise UnavailableError("the models are not ready, or the server is stopping", retry_after_s=1)
     return {"ready": True}
 
@@ -193,7 +195,7 @@ async def model_config(service: TheService, model: str, version: str | None = No
     """What the model runs with, as Triton's model configuration extension says it."""
     served, settings = find_served(service, model, version), service.settings
     parameters = {
-        "intra_op_thread_count": settings.threads_per_worker,
+        "intra_op_thread_count": settings.threads,
         "precision": settings.precision,
         "queue_size": settings.queue_size,
         "request_timeout_s": settings.request_timeout_s,

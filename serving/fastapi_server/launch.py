@@ -15,12 +15,13 @@ from serving.settings import ServingSettings
 
 def plan_fastapi(settings: ServingSettings, bundles: Sequence[Bundle], folder: Path) -> ServerPlan:
     """The service gets its settings by environment, with the bundles as paths."""
+    settings = settings.of("fastapi")
     served = settings.model_copy(
         update={"models": tuple(str(bundle.path) for bundle in bundles), "bundles": settings.bundles.resolve()}
     )
     url = f"http://{settings.host}:{settings.ports.fastapi}"
     environment = os.environ | served.as_environment()
-    environment |= {"OMP_NUM_THREADS": str(settings.threads_per_worker), "PYTHONUNBUFFERED": "1"}
+    environment |= {"OMP_NUM_THREADS": str(settings.threads), "PYTHONUNBUFFERED": "1"}
     environment["TMPDIR"] = str(scratch_folder(folder))  # uploads that are too large for memory, what workers share
     return ServerPlan(
         endpoint=Endpoint(server="fastapi", url=url, metrics_url=f"{url}/metrics"),
@@ -31,6 +32,6 @@ def plan_fastapi(settings: ServingSettings, bundles: Sequence[Bundle], folder: P
         cleanup=lambda: remove_scratch(folder),
         workers_ready=lambda: answers_200(f"{url}/v2/health/ready"),
         versions=FastapiVersions(url, settings),
-        care=lambda pid: FastapiCare(pid, settings.workers),
+        care=lambda _pid: FastapiCare(settings.workers, scratch_folder(folder)),
         stop_timeout_s=settings.request_timeout_s + 10,
     )

@@ -92,15 +92,17 @@ class ServiceProtocol(HttpToolsProtocol):
 
     def _express(self) -> Express | None:
         """The request on the short way, if that is for it."""
+        path, _, query = self.url.partition(b"?")
         plain = (
-            self.url == PATH
+            path == PATH
+            and b"#" not in query
             and (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()
         )
-        return Express.begin(self.app.service, dict(self.headers), self._send) if plain else None
+        return Express.begin(self.app.service, query, dict(self.headers), self._send) if plain else None
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body."""

@@ -8,7 +8,7 @@ from serving.fastapi_server.access import Access
 from serving.fastapi_server.fleet import Fleet
 from serving.fastapi_server.hosting import Hosting
 from serving.fastapi_server.metrics import Metrics
-from serving.settings import ServingSettings
+from serving.settings import ServerSettings
 
 FLUSH_S: Final = 0.25
 
@@ -17,7 +17,7 @@ FLUSH_S: Final = 0.25
 class Service:
     """One worker process. Made before its event loop runs; `hosting.start` loads the models."""
 
-    settings: ServingSettings
+    settings: ServerSettings
     metrics: Metrics = field(init=False)
     access: Access = field(init=False)
     hosting: Hosting = field(init=False)
@@ -30,7 +30,7 @@ class Service:
             "metrics": metrics,
             "access": Access(self.settings),
             "hosting": hosting,
-            "fleet": Fleet.of_environment(hosting),
+            "fleet": Fleet.of_environment(hosting, self.settings),
         }.items():
             object.__setattr__(self, name, part)
 

@@ -11,7 +11,7 @@ from serving.errors import BundleError, DeploymentError
 from serving.manifest import Artefact, Format, Precision
 from serving.postprocess import Probabilities
 from serving.preprocess import Pixels, preprocess
-from serving.settings import Device, RuntimeName, ServingSettings
+from serving.settings import Device, RuntimeName, ServerSettings
 
 _FORMATS: Final[dict[RuntimeName, Format]] = {"onnxruntime": "onnx", "torchscript": "torchscript"}
 
@@ -56,15 +56,14 @@ def open_runtime(
         ) from error
 
 
-def ready_runtime(bundle: Bundle, settings: ServingSettings) -> Runtime:
+def ready_runtime(bundle: Bundle, settings: ServerSettings) -> Runtime:
     """A copy of the model that is loaded, warmed up at every batch size, and has reproduced its golden answers.
 
     Raises:
         BundleError: as `open_runtime`, or the answers are not the golden ones.
     """
-    threads = settings.threads_per_worker
     runtime = open_runtime(
-        bundle, settings.runtime, settings.precision, settings.device, threads, settings.max_batch_size
+        bundle, settings.runtime, settings.precision, settings.device, settings.threads, settings.max_batch_size
     )
     warm_up(runtime, bundle, settings.max_batch_size)
     check_golden(runtime, bundle, artefact_for(bundle, settings.runtime, settings.precision).tolerance)

@@ -51,7 +51,8 @@ def _providers(device: Device, path: Path, max_batch_size: int) -> list[Any]:
     wanted = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[device]
     if wanted not in ort.get_available_providers():
         raise DeploymentError(
-            f"device = {device} needs onnxruntime-gpu (`make setup RUNTIME=gpu`); the installed onnxruntime has no {wanted}"
+            f"device = {device} needs onnxruntime-gpu (`rm -r .venv; make setup RUNTIME=gpu`); "
+            f"the installed onnxruntime has no {wanted}"
         )
     cuda = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})
     if device == "cuda":

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from serving.bundle import Bundle
 from serving.clients.connect import connect
 from serving.clients.wire import RefusedError
-from serving.errors import OverloadedError, TridentError, UnavailableError
+from serving.errors import DeadlineExceededError, OverloadedError, TridentError, UnavailableError
 from serving.runtimes import artefact_for
 from serving.server_plan import Endpoint
 from serving.settings import ServingSettings
 
-_BUSY = (OverloadedError.status, UnavailableError.status)
+_BUSY = (OverloadedError.status, UnavailableError.status, DeadlineExceededError.status)
 
 
 def canary_fault(
@@ -20,7 +20,7 @@ def canary_fault(
 
     Args:
         bundles: what it serves; of several versions of a model, the last one is the default.
-        busy_is_well: a server that refuses because its queue is full is in order.
+        busy_is_well: a server that refuses because its queue is full, or too long to be in time, is in order.
     """
     default = {bundle.manifest.model: bundle for bundle in bundles}
     for bundle in bundles:

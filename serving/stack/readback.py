@@ -24,9 +24,10 @@ _RUNTIMES: Final = {"onnxruntime_onnx": "onnxruntime", "pytorch_libtorch": "torc
 
 def wanted_settings(endpoint: Endpoint, settings: ServingSettings) -> Shown:
     """What a server was asked to do. TorchServe has whole milliseconds, and no batches without a delay."""
-    wanted: Shown = {name: getattr(settings, name) for name in SHOWN} | {"threads": settings.threads_per_worker}
+    asked = settings.of(endpoint.server)
+    wanted: Shown = {name: getattr(asked, name) for name in SHOWN}
     if endpoint.server == "torchserve":
-        config = model_config(settings)
+        config = model_config(asked)
         wanted |= {"queue_delay_ms": config["maxBatchDelay"], "request_timeout_s": config["responseTimeout"]}
     return wanted
 

@@ -10,6 +10,7 @@ the bundle that `rollout.request` in its folder names.
 import argparse
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -128,13 +129,15 @@ class Supervisor:
         phase = "restarting" if restarts else "starting"
         self._note(server, phase=phase, pid=child.pid, endpoint=plan.endpoint)
         care = plan.care(child.pid)
+        ready_at = math.inf
         try:
             why = await self._until_ready(child, plan)
             if why and not was_ready:
                 self._note(server, phase="failed", message=why)
                 return False
             if not why and not self.stop.is_set():
-                self._note(server, phase="ready", message="", ready_after_s=round(time.monotonic() - started, 1))
+                ready_at = time.monotonic()
+                self._note(server, phase="ready", message="", ready_after_s=round(ready_at - started, 1))
                 why = await self._watch(server, child, plan, care)
             if self.stop.is_set():
                 return False
@@ -143,7 +146,7 @@ class Supervisor:
                 self._note(server, phase="stopping")
                 await self._drain(server, child, care)
             await child.stop(plan.stop_timeout_s)
-        restarts = 1 if time.monotonic() - started > STABLE_S else restarts + 1
+        restarts = 1 if time.monotonic() - ready_at > STABLE_S else restarts + 1
         if restarts > MAX_RESTARTS:
             self._note(server, phase="failed", pid=None, message=f"{why}; given up after {MAX_RESTARTS} restarts")
             return False
@@ -226,7 +229,11 @@ class Supervisor:
         while True:
             await self.rollout_asked.wait()
             self.rollout_asked.clear()
-            request = (self.folder / ROLLOUT_REQUEST).read_text()
+            try:
+                request = (self.folder / ROLLOUT_REQUEST).read_text()
+            except OSError as error:  # anybody may send a signal
+                log.warning("told to roll out, but not what: %s", error)
+                continue
             await self._roll_out(Path(request))
 
     async def _roll_out(self, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 
 from serving.bundle import Bundle
 from serving.server_api import call
-from serving.settings import ServingSettings
+from serving.settings import ServerSettings
 from serving.torchserve_server.versions import drain, ready_workers
 
 PATIENCE_S: Final = 20.0  # a worker that TorchServe restarts is back sooner
@@ -19,20 +19,18 @@ PATIENCE_S: Final = 20.0  # a worker that TorchServe restarts is back sooner
 class TorchserveCare:
     """`serving.server_plan.Care`."""
 
-    def __init__(self, management: str, settings: ServingSettings) -> None:
+    def __init__(self, management: str, settings: ServerSettings) -> None:
         self._management = management
         self._settings = settings
         self._short_since: float | None = None
 
     def fault(self, bundles: Sequence[Bundle]) -> str:
         """How many workers are missing."""
-        for bundle in bundles:
-            ready = ready_workers(self._management, bundle)
-            if ready < self._settings.workers:
-                self._short_since = self._short_since or time.monotonic()
-                return f"{ready} of {self._settings.workers} workers of {bundle.name}"
-        self._short_since = None
-        return ""
+        ready = {bundle.name: ready_workers(self._management, bundle) for bundle in bundles}
+        wanted = self._settings.workers
+        short = [f"{number} of {wanted} workers of {name}" for name, number in ready.items() if number < wanted]
+        self._short_since = (self._short_since or time.monotonic()) if short else None
+        return ", ".join(short)
 
     def mend(self, bundles: Sequence[Bundle]) -> str:
         """Scale to none and back, which makes TorchServe try again; but first give it the time to do so itself."""
@@ -41,9 +39,10 @@ class TorchserveCare:
         self._short_since = None
         workers = self._settings.workers
         for bundle in bundles:
-            url = f"{self._management}/models/{bundle.manifest.model}/{bundle.manifest.version}"
-            call("PUT", f"{url}?min_worker=0&max_worker=0&synchronous=true")  # none of them works: it takes no time
-            call("PUT", f"{url}?min_worker={workers}&max_worker={workers}")
+            if ready_workers(self._management, bundle) < workers:
+                url = f"{self._management}/models/{bundle.manifest.model}/{bundle.manifest.version}"
+                call("PUT", f"{url}?min_worker=0&max_worker=0&synchronous=true")
+                call("PUT", f"{url}?min_worker={workers}&max_worker={workers}")
         return "scaled its workers to 0 and back"
 
     def drain(self, bundles: Sequence[Bundle]) -> None:

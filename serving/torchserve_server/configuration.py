@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from serving.bundle import Bundle
-from serving.settings import ServingSettings
+from serving.settings import ServerSettings
 from serving.torchserve_server.archive import archive_name
 
 LOOPBACK: Final = "127.0.0.1"
 _RESPONSE_BYTES: Final = 4 * 2**20  # a larger response kills the worker; 1000 classes need 80 KB
 
 
-def model_config(settings: ServingSettings) -> dict[str, Any]:
+def model_config(settings: ServerSettings) -> dict[str, Any]:
     """model-config.yaml, which goes into the archive. Times in TorchServe's units: ms for the delay, s for timeouts."""
     return {
         "minWorkers": settings.workers,
@@ -34,7 +34,7 @@ def model_config(settings: ServingSettings) -> dict[str, Any]:
     }
 
 
-def config_properties(settings: ServingSettings, bundles: Sequence[Bundle], store: Path, metrics_config: Path) -> str:
+def config_properties(settings: ServerSettings, bundles: Sequence[Bundle], store: Path, metrics_config: Path) -> str:
     """config.properties: management on loopback only, models from the store alone, bounded requests."""
     host, ports = settings.host, settings.ports
     default = {bundle.manifest.model: bundle for bundle in bundles}  # of several versions, the last named one

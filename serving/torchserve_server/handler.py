@@ -38,33 +38,36 @@ class TridentHandler:
 
     def initialize(self, context: Any) -> None:
         """Load the model, warm it up, and reproduce its golden answers; TorchServe calls the worker ready afterwards."""
-        self.settings = ServingSettings(**context.model_yaml_config["trident"])  # and TRIDENT_API_KEYS
+        self.settings = ServingSettings(**context.model_yaml_config["trident"]).of("torchserve")  # and TRIDENT_API_KEYS
         self.keys = ApiKeys(self.settings.api_keys)
         self.bundle = read_bundle(Path(context.system_properties["model_dir"]))
         self.runtime = ready_runtime(self.bundle, self.settings)
-        log.info(
-            "%s is ready: %s, %d threads", self.bundle.name, self.settings.runtime, self.settings.threads_per_worker
-        )
+        log.info("%s is ready: %s, %d threads", self.bundle.name, self.settings.runtime, self.settings.threads)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: one row per request."""
         began = time.perf_counter()
-        if _header(context, 0, "describe") == "True":
-            return [self._describe()] * len(rows)
         answers: list[bytes] = [b""] * len(rows)
         members: list[tuple[int, int, Pixels]] = []
         for index, row in enumerate(rows):
             started = time.perf_counter()
             try:
+                # TorchServe's own question has nothing but this header; a client's request has at least an empty body.
+                if not row and _header(context, index, "describe") == "True":
+                    answers[index] = self._describe()
+                    continue
                 self._admit(context, index, row)
                 top_k = parse_top_k(_header(context, index, TOP_K_HEADER) or row.get("top_k"))
                 pixels = preprocess(_picture(row), self.bundle.manifest.input, self.settings.max_image_pixels)
-                members.append((index, top_k, pixels))
                 context.set_response_header(
                     index, "Server-Timing", f"decode;dur={(time.perf_counter() - started) * 1000:.3f}"
                 )
+                members.append((index, top_k, pixels))
             except TridentError as error:
                 answers[index] = _refuse(context, index, error)
+            except Exception:  # raised, it would be the whole batch's
+                log.exception("internal error")
+                answers[index] = _refuse(context, index, TridentError("the server failed; its log says why"))
         if members:
             self._infer(members, answers, context)
         _observe(context, "trident_handler_seconds", time.perf_counter() - began)
@@ -80,15 +83,13 @@ class TridentHandler:
                 for key, value in _headers(context, index).items()
                 if isinstance(value, str)  # TorchServe adds entries of its own
             }
-            if not self.keys.accepts(given_key(headers) or bytes(row.get("api_key") or b"")):
+            if not self.keys.accepts(given_key(headers) or _key_among(row)):
                 raise UnauthorizedError("send an API key as `Authorization: Bearer KEY` or `X-Api-Key: KEY`")
 
     def _describe(self) -> bytes:
         """What a management request with `customized=true` is answered: the settings that this worker runs with."""
-        shown = {"runtime", "precision", "device", "max_image_pixels"}
-        return to_json(
-            self.settings.model_dump(mode="json", include=shown) | {"threads": self.settings.threads_per_worker}
-        )
+        shown = {"runtime", "precision", "device", "threads", "max_image_pixels"}
+        return to_json(self.settings.model_dump(mode="json", include=shown))
 
     def _infer(self, members: Sequence[tuple[int, int, Pixels]], answers: list[bytes], context: Any) -> None:
         started = time.perf_counter()
@@ -120,6 +121,14 @@ def _header(context: Any, index: int, name: str) -> str | None:
 def _headers(context: Any, index: int) -> Mapping[str, str]:
     headers: Mapping[str, str] = context.get_all_request_header(index)
     return headers
+
+
+def _key_among(row: Mapping[str, Any]) -> bytes:
+    """The input `api_key`. In a form of parts with types of their own it may be text, or anything that JSON can say."""
+    key = row.get("api_key")
+    if isinstance(key, str):
+        return key.encode(errors="surrogatepass")
+    return bytes(key) if isinstance(key, bytes | bytearray) else b""
 
 
 def _picture(row: Mapping[str, Any]) -> bytes:

@@ -34,6 +34,7 @@ def plan_torchserve(settings: ServingSettings, bundles: Sequence[Bundle], folder
     Raises:
         DeploymentError: torchserve or Java is not installed, or the archive cannot be built.
     """
+    settings = settings.of("torchserve")
     site = _package_folder()
     java, java_major = find_java()
     folder = folder.resolve()
@@ -69,7 +70,7 @@ def plan_torchserve(settings: ServingSettings, bundles: Sequence[Bundle], folder
         *("--python", sys.executable, "-f", str(config), "-s", str(store), "-ncs"),
     ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TS_")}
-    environment |= {"OMP_NUM_THREADS": str(settings.threads_per_worker), "PYTHONUNBUFFERED": "1"}
+    environment |= {"OMP_NUM_THREADS": str(settings.threads), "PYTHONUNBUFFERED": "1"}
     environment["TRIDENT_API_KEYS"] = settings.as_environment()["TRIDENT_API_KEYS"]  # read by the workers
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
     ports = settings.ports

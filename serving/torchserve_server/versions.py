@@ -7,7 +7,7 @@ from typing import Any, Final
 from serving.bundle import Bundle
 from serving.errors import DeploymentError
 from serving.server_api import call
-from serving.settings import ServingSettings
+from serving.settings import ServerSettings
 from serving.torchserve_server.archive import archive_name, build_archive
 from serving.torchserve_server.configuration import model_config
 
@@ -19,7 +19,7 @@ _IDLE_S_PER_PICTURE: Final = 0.1
 class TorchserveVersions:
     """`serving.server_plan.Versions`."""
 
-    def __init__(self, management: str, store: Path, settings: ServingSettings) -> None:
+    def __init__(self, management: str, store: Path, settings: ServerSettings) -> None:
         self._management = management
         self._store = store
         self._settings = settings
@@ -83,7 +83,7 @@ def workers_ready(management: str, bundle: Bundle, workers: int) -> bool:
     return ready_workers(management, bundle) >= workers
 
 
-def drain(management: str, bundle: Bundle, settings: ServingSettings) -> None:
+def drain(management: str, bundle: Bundle, settings: ServerSettings) -> None:
     """Wait until nothing has waited for a while; at most `request_timeout_s`. TorchServe tells what waits, not what runs:
     hence the while, in which a batch that runs is done, at a tenth of a second per picture.
     """

@@ -85,6 +85,7 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
     Raises:
         DeploymentError: Triton is not installed, or would hang or crash here; the message says what to do.
     """
+    settings = settings.of("triton")
     folder = folder.resolve()
     repository = folder / "model_repository"
     shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,7 @@ from typing import Final
 from serving.bundle import MANIFEST, Bundle
 from serving.clients.wire import triton_model
 from serving.runtimes import artefact_for
-from serving.settings import RuntimeName, ServingSettings
+from serving.settings import RuntimeName, ServerSettings
 
 TEMPLATES: Final = Path(__file__).resolve().parents[2] / "model_repository"
 PARTS: Final = ("admission", "preprocess", "classifier", "postprocess")
@@ -42,7 +42,7 @@ def admission_file(bundle: Bundle, shared_prefix: str = SHARED_PREFIX) -> Path:
 
 def build_repository(
     bundle: Bundle,
-    settings: ServingSettings,
+    settings: ServerSettings,
     repository: Path,
     *,
     is_default: bool = True,
@@ -69,7 +69,7 @@ def build_repository(
 
 
 def write_default(
-    bundle: Bundle, settings: ServingSettings, repository: Path, *, shared_prefix: str = SHARED_PREFIX
+    bundle: Bundle, settings: ServerSettings, repository: Path, *, shared_prefix: str = SHARED_PREFIX
 ) -> None:
     """Let the model's public name mean this bundle's version; Triton follows at the next load."""
     _write_ensemble(repository, bundle.manifest.model, _template_values(bundle, settings, shared_prefix))
@@ -94,7 +94,7 @@ def _render(template: str, folder: Path, values: dict[str, object]) -> None:
     draft.replace(folder / "config.pbtxt")
 
 
-def _write_weights(bundle: Bundle, settings: ServingSettings, folder: Path) -> None:
+def _write_weights(bundle: Bundle, settings: ServerSettings, folder: Path) -> None:
     artefact = artefact_for(bundle, settings.runtime, settings.precision)
     if settings.triton_classifier == "python":
         shutil.copytree(bundle.path, folder / "bundle", dirs_exist_ok=True)
@@ -102,7 +102,7 @@ def _write_weights(bundle: Bundle, settings: ServingSettings, folder: Path) -> N
         shutil.copyfile(bundle.file(artefact), folder / _WEIGHTS[settings.runtime])
 
 
-def _template_values(bundle: Bundle, settings: ServingSettings, shared_prefix: str) -> dict[str, object]:
+def _template_values(bundle: Bundle, settings: ServerSettings, shared_prefix: str) -> dict[str, object]:
     manifest = bundle.manifest
     name = triton_model(manifest.model, manifest.version)
     native = settings.triton_classifier == "native"
@@ -123,7 +123,7 @@ def _template_values(bundle: Bundle, settings: ServingSettings, shared_prefix: s
         "instances": settings.workers,
         "instance_kind": "KIND_CPU" if settings.device == "cpu" else "KIND_GPU",
         # Decoding is single-threaded: as many decoders as there are cores in use.
-        "decoders": settings.workers * settings.threads_per_worker,
+        "decoders": settings.workers * settings.threads,
         "max_body_bytes": settings.max_body_bytes,
         "max_image_pixels": settings.max_image_pixels,
         "queue_size": settings.queue_size,
@@ -134,12 +134,15 @@ def _template_values(bundle: Bundle, settings: ServingSettings, shared_prefix: s
     }
 
 
-def _parameters(settings: ServingSettings) -> Iterable[str]:
+def _parameters(settings: ServerSettings) -> Iterable[str]:
     """The classifier's parameters, in the words of its backend."""
-    threads = str(settings.threads_per_worker)
+    threads = str(settings.threads)
     if settings.triton_classifier == "python":
-        served = settings.model_dump_json(include={"runtime", "precision", "device", "max_batch_size"})
-        values = {"settings": json.dumps(json.loads(served) | {"threads": settings.threads_per_worker})}
+        values = {
+            "settings": settings.model_dump_json(
+                include={"runtime", "precision", "device", "threads", "max_batch_size"}
+            )
+        }
     elif settings.runtime == "torchscript":
         values = {"INTRA_OP_THREAD_COUNT": threads, "INTER_OP_THREAD_COUNT": "1"}
     else:

@@ -7,7 +7,7 @@ from typing import Final
 
 from serving.bundle import Bundle
 from serving.errors import DeploymentError
-from serving.settings import ServingSettings
+from serving.settings import ServerSettings
 from serving.triton_server.admission import count_waiting
 from serving.triton_server.control import TritonControl
 from serving.triton_server.repository import (
@@ -25,7 +25,7 @@ _HANDED_OVER_S: Final = 0.3  # a request that came before the switch has passed 
 class TritonVersions:
     """`serving.server_plan.Versions`."""
 
-    def __init__(self, control: TritonControl, repository: Path, settings: ServingSettings, shared_prefix: str) -> None:
+    def __init__(self, control: TritonControl, repository: Path, settings: ServerSettings, shared_prefix: str) -> None:
         self._control = control
         self._repository = repository
         self._settings = settings
