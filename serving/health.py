@@ -5,7 +5,8 @@
 A server that was ready and then fails FAILURES times, with no golden answer in between, is ended, so that its container
 is started anew: TorchServe without workers and Triton with a dead python model would else answer errors for ever, and
 call themselves healthy. A server that refuses because its queue is full is well: that is no failure. Nor is it the end
-of earlier ones, for only a golden answer proves that all of it works.
+of earlier ones, for only a golden answer proves that all of it works. And whoever is busy BUSY_CHECKS times without
+one (of a server that drops all but a tenth of what comes, one check in ten still gets its answer) has failed, too.
 
 Each question may take `request_timeout_s` + 1, so that a server under load can say so itself. A wedged one is asked to
 end after 5 + 4 * 11 + 3 * 5 = 64 s at most (Docker's interval is 5 s, `request_timeout_s` 10 s by default; TorchServe's
@@ -27,6 +28,7 @@ from typing import Any, Final
 
 FOLDER: Final = Path("/tmp/trident-health")  # noqa: S108 - the container's own, empty at every start
 FAILURES: Final = 4
+BUSY_CHECKS: Final = 60
 QUEUE_TIMEOUT_S: Final = 2.0
 # What our own code says beside 503: the FastAPI service's problems, and the errors of Triton's python models.
 BUSY: Final = re.compile(rb"urn:trident:problem:(?:overloaded|unavailable)\b|\b(?:overloaded|deadline-exceeded): ")
@@ -114,7 +116,7 @@ def end_server(failures: int) -> None:
 
 def main() -> int:
     """Ask; remember whether it was ever ready, and how often it failed since its last golden answer."""
-    was_ready, count, stubs = FOLDER / "ready", FOLDER / "failures", FOLDER / "stubs"
+    was_ready, count, busy, stubs = (FOLDER / name for name in ("ready", "failures", "busy", "stubs"))
     try:
         canaries = json.loads((FOLDER / "canaries.json").read_text())
     except (OSError, ValueError):
@@ -132,14 +134,17 @@ def main() -> int:
     if not faults:
         was_ready.touch()
         count.unlink(missing_ok=True)
+        busy.unlink(missing_ok=True)
         stubs.write_text(str(living_stubs()))
         return 0
     print("; ".join(faults))
     if not ready:
         return 1
     if all(isinstance(found, Busy) for found in faults) and living_stubs() >= number(stubs):
-        count.write_text(str(failures))
-        return 0
+        busy.write_text(str(number(busy) + 1))
+        if number(busy) <= BUSY_CHECKS:
+            count.write_text(str(failures))
+            return 0
     if failures + 1 >= FAILURES:
         end_server(failures + 1)
     return 1

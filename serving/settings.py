@@ -20,7 +20,7 @@ from serving.errors import DeploymentError
 from serving.manifest import Precision
 from serving.preprocess import MAX_IMAGE_PIXELS
 from serving.server_plan import ServerName
-from serving.tuning import Tuning, resolve
+from serving.tuning import DEFAULTS, Tuning, resolve
 
 SETTINGS_FILE: Final = Path("trident.toml")
 ENV_PREFIX: Final = "TRIDENT_"
@@ -132,8 +132,15 @@ class ServingSettings(BaseSettings, Tuning):
 
     def of(self, server: ServerName) -> "ServerSettings":
         """What one server is asked to do. Of settings that are of that server already: the same."""
-        tuned = resolve(server, getattr(self, server), self, self.core_count, self.device)
+        tuned = self._resolved(server)
         return ServerSettings.model_construct(**dict(self) | tuned | {server: Tuning(**tuned)})
+
+    def resolved(self) -> "ServingSettings":
+        """The same, with nothing left open in the servers' tables: what they mean in this process, with its cores."""
+        return self.model_copy(update={server: Tuning(**self._resolved(server)) for server in DEFAULTS})
+
+    def _resolved(self, server: ServerName) -> dict[str, Any]:
+        return resolve(server, getattr(self, server), self, self.core_count, self.device)
 
     @property
     def core_count(self) -> int:
@@ -163,6 +170,13 @@ class ServingSettings(BaseSettings, Tuning):
             if value is not None
         }
 
+    def child_environment(self) -> dict[str, str]:
+        """This process's environment for a child that is to have these settings, and no others (a `TRIDENT_PORTS__TRITON`
+        would win over `TRIDENT_PORTS`).
+        """
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
+        return kept | self.as_environment()
+
 
 class ServerSettings(ServingSettings):
     """The settings of one server: nothing is left open. Made by `ServingSettings.of` only."""
@@ -174,7 +188,8 @@ class ServerSettings(ServingSettings):
 
 
 def load_settings(**given: Any) -> ServingSettings:
-    """The settings in force; `given` are command-line values, of which None means not given.
+    """The settings in force; `given` are command-line values, of which None means not given. They win over the servers'
+    tables, too.
 
     Raises:
         DeploymentError: a key is unknown or a value is bad; the message names it.
@@ -185,7 +200,14 @@ def load_settings(**given: Any) -> ServingSettings:
         if variable.startswith(ENV_PREFIX) and key not in known:
             raise DeploymentError(f"{variable} is no setting of Trident; the settings are {', '.join(sorted(known))}")
     try:
-        return ServingSettings(**{key: value for key, value in given.items() if value is not None})
+        given = {key: value for key, value in given.items() if value is not None}
+        settings = ServingSettings(**given)
+        unset = dict.fromkeys(given.keys() & Tuning.model_fields.keys())
+        return settings.model_copy(
+            update={
+                server: getattr(settings, server).model_copy(update=unset) for server in DEFAULTS if server not in given
+            }
+        )
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise DeploymentError(f"bad settings ({SETTINGS_FILE}, environment or command line): {faults}") from error

@@ -252,6 +252,17 @@ def test_a_queue_that_a_dead_stub_keeps_full_is_a_failure(was_ready: dict[str, A
     assert health.main() == 1
 
 
+def test_nobody_is_busy_for_ever(was_ready: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "BUSY_CHECKS", 3)
+    FakeServer.refusal = None
+    for _ in range(2):  # a golden answer begins it anew
+        assert health.main() == 0
+        FakeServer.refusal = from_triton(OverloadedError.kind)
+        assert [health.main() for _ in range(5)] == [0, 0, 0, 1, 1]
+        assert failures() == 2
+        FakeServer.refusal = None
+
+
 def test_a_check_that_is_killed_has_failed(was_ready: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(_: object) -> str:
         raise KeyboardInterrupt

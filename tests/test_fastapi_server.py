@@ -212,7 +212,7 @@ def set_runtime(client: TestClient, runtime: Any) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_queue_is_429_and_health_stays_quick(workers: int, settings: ServingSettings, picture: bytes) -> None:
-    shared = settings.model_copy(update={"queue_size": 2 * workers, "workers": workers})
+    shared = settings.model_copy(update={"queue_size": 2 * workers, "workers": workers, "max_batch_size": 2})
     with TestClient(create_app(shared)) as client, ThreadPoolExecutor(4) as pool:
         blocked = block(client)
         waiting = [pool.submit(client.post, "/predict", content=picture) for _ in range(2)]

@@ -7,6 +7,7 @@ import pytest
 
 from serving.errors import DeploymentError
 from serving.settings import REPOSITORY, ServingSettings, available_cores, load_settings
+from serving.stack.ports import free_ports
 from serving.tuning import DEFAULTS, Tuning
 
 
@@ -75,6 +76,33 @@ def test_own_value_over_common_value_over_the_servers_default(monkeypatch: pytes
     assert torchserve.of("torchserve") == torchserve
     with pytest.raises(DeploymentError, match=r"triton\.worker"):
         load_settings(triton={"worker": 1})
+
+
+def test_the_command_line_wins_over_a_servers_own_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("trident.toml").write_text("[torchserve]\nworkers = 3\nthreads = 1\n")
+    monkeypatch.setenv("TRIDENT_TRITON__WORKERS", "4")
+    settings = load_settings(workers=2)
+    assert [settings.of(server).workers for server in ("fastapi", "torchserve", "triton")] == [2, 2, 2]
+    assert settings.of("torchserve").threads == 1
+
+
+def test_a_child_has_the_settings_it_is_given_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIDENT_FASTAPI__WORKERS", "2")
+    monkeypatch.setenv("TRIDENT_PORTS__TRITON", "9500")
+    settings = load_settings().model_copy(update={"fastapi": Tuning(workers=1), "ports": free_ports()})
+    environment = settings.child_environment()
+    monkeypatch.setattr(os, "environ", environment)
+    child = load_settings()
+    assert child.of("fastapi").workers == 1
+    assert child.ports == settings.ports
+
+
+def test_what_is_resolved_does_not_depend_on_the_readers_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.settings.available_cores", lambda: 2)
+    resolved = load_settings().resolved()
+    monkeypatch.setattr("serving.settings.available_cores", lambda: 16)
+    for server in DEFAULTS:
+        assert (resolved.of(server).workers, resolved.of(server).threads) == ((2, 1) if server == "fastapi" else (1, 2))
 
 
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

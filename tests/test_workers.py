@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,9 @@ import pytest
 
 from serving.bundle import Bundle
 from serving.fastapi_server.care import FastapiCare
+from serving.fastapi_server.fleet import Change, Fleet, prepare
+from serving.fastapi_server.hosting import Hosting
+from serving.fastapi_server.metrics import Metrics
 from serving.fastapi_server.service import FLUSH_S
 from serving.settings import ServingSettings
 from serving.stack.ports import free_ports
@@ -164,6 +168,37 @@ def test_a_later_worker_does_without_what_was_unloaded(running: Running) -> None
     assert len(running.workers()) == 2
     assert killed not in running.workers()
     assert {running.ask().json()["version"] for _ in range(20)} == {2}
+
+
+def test_a_worker_that_cannot_start_leaves_the_others_alone(running: Running) -> None:
+    weights = running.temporary.parent / "bundles/digits/1/model.onnx"
+    whole = weights.read_bytes()
+    weights.write_bytes(b"broken")
+    killed, other = running.workers()
+    os.kill(killed, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while running.log.read_text().count("has ended with 3") < 2:
+        assert {running.ask().status_code for _ in range(5)} == {200}
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    weights.write_bytes(whole)
+    care = FastapiCare(2, running.temporary)
+    while care.fault([]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert other in running.workers()
+
+
+def test_the_journal_is_replayed_as_it_was_lived(digits: Bundle, settings: ServingSettings, tmp_path: Path) -> None:
+    third = replace(digits, manifest=digits.manifest.model_copy(update={"version": 3}))
+    prepare(tmp_path / "fleet", {"boot": third})
+    fleet = Fleet(Hosting(settings.of("fastapi"), Metrics()), settings.of("fastapi"), tmp_path / "fleet")
+    load, unload = partial(Change, action="load", model="digits"), partial(Change, action="unload", model="digits")
+    assert fleet._replay([]) == {"digits": (3, {3})}
+    assert fleet._replay([load(version=1), load(version=2), unload(version=2)]) == {"digits": (3, {1, 3})}
+    assert fleet._replay([load(version=1, make_default=False)]) == {"digits": (3, {1, 3})}
+    assert fleet._replay([load(version=1), unload(), load(version=2, make_default=False)]) == {"digits": (2, {2})}
+    assert fleet._replay([unload(version=3)]) == {}
 
 
 def test_a_version_that_cannot_be_loaded_changes_no_worker(running: Running) -> None:

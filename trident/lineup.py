@@ -110,8 +110,9 @@ def lane_opener(
 def served(state: "StackState", endpoints: Sequence["Endpoint"]) -> list["Served"]:
     """What the load test needs to know of the servers of a stack of ours."""
     from loadtest.lanes import Served
+    from serving.settings import load_settings
 
-    pids, key = state.pids(), state.settings.client_key
+    pids, key = state.pids(), load_settings().client_key  # the state does not tell it
     return [
         Served(endpoint, _shown(state.settings.of(endpoint.server)), pids.get(endpoint.server, ()), key)
         for endpoint in endpoints

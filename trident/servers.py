@@ -17,7 +17,9 @@ def up(
         list[str] | None, typer.Option(help="MODEL or MODEL:VERSION (repeatable); default: the newest bundle.")
     ] = None,
     runtime: Annotated[str | None, typer.Option(help="onnxruntime or torchscript.  [default: onnxruntime]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Copies of the model per server; 0: as many as cores.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Copies of the model per server; 0: one per core, 4 at most, and one on a GPU.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads per copy; 0: cores / workers.")] = None,
     max_batch_size: Annotated[int | None, typer.Option(help="Pictures per batch, at most.")] = None,
     queue_delay_ms: Annotated[float | None, typer.Option(help="How long a request may wait for others.")] = None,

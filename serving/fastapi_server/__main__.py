@@ -17,7 +17,7 @@ import uvicorn
 
 from serving.bundle import Bundle, find_bundle
 from serving.errors import TridentError
-from serving.fastapi_server.fleet import FOLDER, SHARED, prepare
+from serving.fastapi_server.fleet import FOLDER, JOURNAL, SHARED, prepare, ready_workers
 from serving.fastapi_server.metrics import MULTIPROCESS
 from serving.fastapi_server.protocol import ServiceProtocol
 from serving.fastapi_server.workers import Workers
@@ -43,7 +43,9 @@ def main() -> None:
     log.info("settings: %s", settings.model_dump_json())
     # Workers that start later read the environment, too: they shall serve the same, also after trident.toml was changed.
     served = settings.model_copy(update={"models": tuple(str(bundle.path) for bundle in bundles)})
-    os.environ.update(served.as_environment())
+    environment = served.child_environment()
+    os.environ.clear()
+    os.environ.update(environment)
     options: dict[str, Any] = {
         "factory": True,
         "host": settings.host,
@@ -59,11 +61,12 @@ def main() -> None:
         "timeout_graceful_shutdown": int(settings.request_timeout_s) + 5,
     }
     if settings.workers == 1:
-        uvicorn.run(APPLICATION, **options)
+        uvicorn.run(APPLICATION, workers=1, **options)  # not what WEB_CONCURRENCY says
         return
     with tempfile.TemporaryDirectory(prefix=SHARED) as shared:
         _share(Path(shared), dict(zip(served.models, bundles, strict=True)))
-        Workers(uvicorn.Config(APPLICATION, workers=settings.workers, **options), settings.start_timeout_s).run()
+        config = uvicorn.Config(APPLICATION, workers=settings.workers, **options)
+        Workers(config, settings.start_timeout_s, lambda: bool(ready_workers(Path(shared, JOURNAL)))).run()
 
 
 def application():  # type: ignore[no-untyped-def]
@@ -82,7 +85,7 @@ def application():  # type: ignore[no-untyped-def]
 
 def _share(folder: Path, bundles: Mapping[str, Bundle]) -> None:
     """Tell the workers, by environment, who started them, where their metrics meet and where they agree on models."""
-    metrics, journal = folder / "metrics", folder / "fleet"
+    metrics, journal = folder / "metrics", folder / JOURNAL
     metrics.mkdir()
     prepare(journal, bundles)
     os.environ.update({MULTIPROCESS: str(metrics), FOLDER: str(journal), _PARENT: str(os.getpid())})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving.bundle import Bundle
-from serving.fastapi_server.fleet import SHARED, ready_workers
+from serving.fastapi_server.fleet import JOURNAL, SHARED, ready_workers
 from serving.server_plan import NoCare
 
 
@@ -19,5 +19,5 @@ class FastapiCare(NoCare):
         """How many worker processes are missing, or not ready yet."""
         if self._workers == 1:  # the one worker is the server's only process
             return ""
-        ready = sum(len(ready_workers(folder)) for folder in self._scratch.glob(f"{SHARED}*/fleet"))
+        ready = sum(len(ready_workers(folder)) for folder in self._scratch.glob(f"{SHARED}*/{JOURNAL}"))
         return f"{ready} of {self._workers} workers" if ready < self._workers else ""

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 FOLDER: Final = "_TRIDENT_FLEET"  # environment variable (no setting, hence the underscore); set for several workers
 SHARED: Final = "trident-workers-"  # how the folder that worker processes share begins, below TMPDIR
+JOURNAL: Final = "fleet"  # our part of it
 _STARTED_WITH: Final = "started_with.json"
 _READY: Final = ".ready"
 _POLL_S: Final = 0.05
@@ -73,26 +74,33 @@ class Fleet:
         """
         if self._folder is None:
             return {}
-        unloaded = [change for change in self._changes() if change.action == "unload"]
-        started_with: dict[str, tuple[str, int]] = json.loads((self._folder / _STARTED_WITH).read_text())
+        there = self._replay(self._changes())
         return {
             reference: model
-            for reference, (model, version) in started_with.items()
-            if any(change.model == model and change.version in (None, version) for change in unloaded)
+            for reference, (model, version) in self._started_with().items()
+            if version not in there.get(model, (0, set()))[1]
         }
 
     async def join(self) -> None:
         """Catch up with the journal, before the first request is accepted; and follow it from now on."""
-        if self._folder is not None:
-            (self._folder / f"{os.getpid()}.worker").touch()
-            changes = self._changes()
-            for number, change in enumerate(changes, 1):
-                if change.action == "unload" or _is_undone(change, changes[number:]) or self._failed(number):
-                    _write(_ack(self._folder, number, os.getpid()), "{}")
-                else:
-                    await self._follow_entry(self._folder, number)
-            self._watcher = asyncio.create_task(self._follow(self._folder, len(changes) + 1))
-            (self._folder / f"{os.getpid()}{_READY}").touch()
+        if self._folder is None:
+            return
+        (self._folder / f"{os.getpid()}.worker").touch()
+        changes = self._changes()
+        there = self._replay(changes)
+        for hosted in list(self._hosting.all()):
+            model, version = hosted.bundle.manifest.model, hosted.bundle.manifest.version
+            if version not in there.get(model, (0, set()))[1]:  # unloaded while this worker was loading it
+                await self._outcome(Change(action="unload", model=model, version=version))
+        for model, (default, versions) in there.items():
+            for version in sorted(versions.difference(self._hosting.versions(model))):
+                await self._outcome(Change(action="load", model=model, version=version, make_default=False))
+            if self._hosting.default_version(model) != default:
+                await self._outcome(Change(action="load", model=model, version=default))
+        for number in range(1, len(changes) + 1):
+            _write(_ack(self._folder, number, os.getpid()), "{}")
+        self._watcher = asyncio.create_task(self._follow(self._folder, len(changes) + 1))
+        (self._folder / f"{os.getpid()}{_READY}").touch()
 
     async def leave(self) -> None:
         """Follow it no longer."""
@@ -102,7 +110,8 @@ class Fleet:
                 (self._folder / f"{os.getpid()}{suffix}").unlink(missing_ok=True)
 
     async def apply(self, change: Change) -> None:
-        """Make a change in every worker, or, if one of them could not load the version, in none.
+        """Make a change in every worker, or, if one of them could not load the version, in none. (A version that is loaded
+        already, and whose files have changed since, is replaced in one after the other.)
 
         Raises:
             UnknownModelError: there is no such model or version.
@@ -147,11 +156,31 @@ class Fleet:
         entries = itertools.takewhile(Path.exists, (_entry(self._folder, number) for number in itertools.count(1)))
         return [Change.model_validate_json(entry.read_text()) for entry in entries]
 
-    def _failed(self, number: int) -> bool:
-        """Nobody could make that change."""
+    def _started_with(self) -> dict[str, tuple[str, int]]:
         assert self._folder is not None
-        outcomes = _outcomes(self._folder, number)
-        return bool(outcomes) and all(outcomes)
+        found: dict[str, tuple[str, int]] = json.loads((self._folder / _STARTED_WITH).read_text())
+        return found
+
+    def _replay(self, changes: Sequence[Change]) -> dict[str, tuple[int, set[int]]]:
+        """By model: the default version, and all that are loaded, after these changes; as `Hosting` does it."""
+        assert self._folder is not None
+        there: dict[str, tuple[int, set[int]]] = {}
+        started_with = [
+            Change(action="load", model=model, version=version) for model, version in self._started_with().values()
+        ]
+        for number, change in enumerate([*started_with, *changes], 1 - len(started_with)):
+            default, versions = there.get(change.model, (0, set()))
+            if change.action == "load" and change.version is not None:
+                outcomes = _outcomes(self._folder, number) if number > 0 else []
+                if outcomes and all(outcomes):  # nobody could load it
+                    continue
+                default = change.version if change.make_default or not versions else default
+                there[change.model] = default, versions | {change.version}
+            elif versions := versions - ({change.version} if change.version is not None else versions):
+                there[change.model] = default if default in versions else max(versions), versions
+            else:
+                there.pop(change.model, None)
+        return there
 
     async def _follow(self, folder: Path, first: int) -> None:
         number = first
@@ -195,13 +224,6 @@ def prepare(folder: Path, bundles: Mapping[str, Bundle]) -> None:
 def ready_workers(folder: Path) -> list[int]:
     """The processes that serve."""
     return _living(folder, _READY)
-
-
-def _is_undone(change: Change, later: Sequence[Change]) -> bool:
-    return any(
-        other.action == "unload" and other.model == change.model and other.version in (None, change.version)
-        for other in later
-    )
 
 
 def _outcomes(folder: Path, number: int) -> list[dict[str, str]]:

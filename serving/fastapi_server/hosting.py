@@ -51,12 +51,18 @@ class HostedModel:
             runtime.infer,
             max_batch_size=settings.max_batch_size,
             queue_delay_s=settings.queue_delay_ms / 1000,
-            queue_size=math.ceil(settings.queue_size / settings.workers),  # this process's share
+            queue_size=_share_of_queue(settings),
             decoders=max(0, min(MAX_DECODERS, available_cores() // settings.workers - 1)),
             name=bundle.name,
             on_batch=on_batch,
         )
         return cls(bundle, runtime, batcher)
+
+
+def _share_of_queue(settings: ServerSettings) -> int:
+    """This process's share; but a batch has room in it."""
+    share = max(settings.max_batch_size, math.ceil(settings.queue_size / settings.workers))
+    return min(settings.queue_size, share)
 
 
 class Hosting:

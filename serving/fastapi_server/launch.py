@@ -1,6 +1,5 @@
 """Start the FastAPI service on this machine."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ def plan_fastapi(settings: ServingSettings, bundles: Sequence[Bundle], folder: P
         update={"models": tuple(str(bundle.path) for bundle in bundles), "bundles": settings.bundles.resolve()}
     )
     url = f"http://{settings.host}:{settings.ports.fastapi}"
-    environment = os.environ | served.as_environment()
+    environment = served.child_environment()
     environment |= {"OMP_NUM_THREADS": str(settings.threads), "PYTHONUNBUFFERED": "1"}
     environment["TMPDIR"] = str(scratch_folder(folder))  # uploads that are too large for memory, what workers share
     return ServerPlan(

@@ -1,4 +1,4 @@
-"""POST /predict as a bare ASGI application: every form of body, several pictures, query parameters.
+"""POST /predict as a bare ASGI application: every form of body, several pictures.
 
 FastAPI's share of a request (middlewares, routing, dependency solving, response classes) costs more than decoding a
 small picture, so it only describes this endpoint (`app.py`) and does not stand in its way. The plainest requests take

@@ -16,9 +16,11 @@ log = logging.getLogger(__name__)
 EXIT_CODE: Final = 70  # EX_SOFTWARE of sysexits.h
 MARGIN_S: Final = 30.0  # beyond the deadline of a request, after which nobody waits for a batch
 _CHECK_S: Final = 1.0
+_SAY_S: Final = 2.0
 
 
 def _die(why: str) -> None:
+    threading.Timer(_SAY_S, os._exit, (EXIT_CODE,)).start()  # what is stuck may be the log
     log.critical("%s: this process ends", why)
     os._exit(EXIT_CODE)
 

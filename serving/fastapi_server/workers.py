@@ -1,20 +1,26 @@
 """Several worker processes behind one port: uvicorn's supervisor of processes, with what it lacks.
 
-A request to stop is heard at once, also while workers are being replaced (SIGHUP); and the service ends with an exit
-code other than 0 when nobody asked it to.
+A request to stop is heard at once, also while workers are being replaced (SIGHUP) or do not answer. A worker that cannot
+start ends the service only where no other one serves; and the service ends with an exit code other than 0 when nobody
+asked it to.
 """
 
+import logging
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
 from uvicorn import Config
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors.multiprocess import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
-_HUNG_S: Final = 30  # a worker that is still importing does not answer pings
+log = logging.getLogger(__name__)
+
+_HUNG_S: Final = 30.0  # a worker that is still importing does not answer pings
+_PAUSE_S: Final = 2.0  # before another try of what could not start
 _POLL_S: Final = 0.05
 
 
@@ -38,30 +44,59 @@ class _Stop:
 
 
 class Workers(Multiprocess):
-    """The processes, until SIGTERM or SIGINT, or until one of them cannot start."""
+    """The processes, until SIGTERM or SIGINT, or until none of them can start.
 
-    def __init__(self, config: Config, start_timeout_s: float) -> None:
+    Args:
+        any_ready: whether some worker serves.
+    """
+
+    def __init__(self, config: Config, start_timeout_s: float, any_ready: Callable[[], bool]) -> None:
         super().__init__(config, [config.bind_socket()])
-        config.timeout_worker_healthcheck = _HUNG_S
-        self._start_timeout_s = max(1, int(start_timeout_s))
+        config.timeout_worker_healthcheck = max(1, int(start_timeout_s))  # of a SIGHUP's new worker
+        self._any_ready = any_ready
         self._asked_to_stop = False
         self.should_exit: Any = _Stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
 
     def run(self) -> None:
-        """As uvicorn's; but ends the process with an error if a worker could not start."""
+        """As uvicorn's; but ends the process with an error if no worker could start."""
         super().run()
         if not self._asked_to_stop:
             sys.exit(STARTUP_FAILURE)
 
-    def handle_hup(self) -> None:
-        """Replace the workers one by one; each new one has the time that a start may take."""
-        self.config.timeout_worker_healthcheck = self._start_timeout_s
+    def keep_subprocess_alive(self) -> None:
+        """Replace each worker that is dead or hung."""
+        for index, worker in enumerate(self.processes):
+            if self._is_well(worker):
+                continue
+            worker.kill()
+            worker.join()
+            log.error("worker %s has ended with %s", worker.pid, worker.exitcode)
+            if worker.exitcode == STARTUP_FAILURE:
+                if not self._any_ready():
+                    self.should_exit.set()
+                self.should_exit.wait(_PAUSE_S)
+            if self.should_exit.is_set():
+                return
+            self.processes[index] = Process(self.config, self.sockets)
+            self.processes[index].start()
+
+    def _is_well(self, worker: Process) -> bool:
+        """Whether it lives and answers; also if it is no more time to ask."""
+        deadline = time.monotonic() + _HUNG_S
         try:
-            super().handle_hup()
-        finally:
-            self.config.timeout_worker_healthcheck = _HUNG_S
+            if worker.process.is_alive():
+                worker.parent_conn.send(b"ping")
+            while worker.process.is_alive() and time.monotonic() < deadline:
+                if self.should_exit.is_set():
+                    return True
+                if worker.parent_conn.poll(_POLL_S):
+                    worker.parent_conn.recv()
+                    return True
+        except (OSError, EOFError):
+            log.debug("worker %s does not answer", worker.pid, exc_info=True)
+        return False
 
     def _stop(self, _: int, __: FrameType | None) -> None:
         self._asked_to_stop = True

@@ -172,7 +172,7 @@ def _spawn_supervisor(
     with (folder / "supervisor.log").open("wb") as log:
         process = subprocess.Popen(
             command,
-            env=os.environ | settings.as_environment(),
+            env=settings.child_environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -66,6 +66,7 @@ class Supervisor:
         self.settings = settings
         if settings.cores:
             os.sched_setaffinity(0, settings.cores)  # inherited by every server
+        self.settings = settings = settings.resolved()  # for readers of the state, whose cores may be others
         self.bundles = [find_bundle(reference, settings.bundles) for reference in settings.models or (None,)]
         self.stop = asyncio.Event()
         self.rollout_asked = asyncio.Event()
