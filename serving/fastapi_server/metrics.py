@@ -5,6 +5,7 @@ before each scrape. With several worker processes (PROMETHEUS_MULTIPROC_DIR is s
 numbers to files, and whichever answers /metrics adds all of them up.
 """
 
+import contextlib
 import os
 from bisect import bisect_left
 from collections import defaultdict
@@ -201,4 +202,5 @@ def _forget_dead_workers(folder: Path) -> None:
     for file in folder.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
         if not psutil.pid_exists(pid):
-            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+            with contextlib.suppress(FileNotFoundError):  # another scrape does the same
+                mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
