@@ -7,7 +7,6 @@ not recommended.
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from loadtest.errors import LoadtestError
 from loadtest.result import Result, write_result
 from loadtest.settings import BenchSettings
 from loadtest.summary import slo_capacity
+from serving.whole_file import write_whole
 
 DEFAULT: Final = "default"
 _FINALISTS: Final = 2
@@ -159,9 +159,7 @@ def write_tuned(tuned: Tuned, path: Path) -> None:
     lines = ["# Requests/s of the candidates, in one round each; the report beside this file has the final.\n"]
     lines += [f"# {' '.join(one.text().split())}\n" for one in tuned.screened]
     lines.append(tuned.toml() or "# Nothing was better than the default beyond the noise.\n")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(lines))
-    temporary.replace(path)
+    write_whole(path, "".join(lines))
 
 
 def _beside(lanes: dict[str, Lineup]) -> Lineup:

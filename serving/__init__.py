@@ -1,9 +1,9 @@
 """Serving: a bundle in, answers out, by three servers side by side.
 
 In the order of the data: ``manifest``, ``bundle`` (what training promises), ``preprocess`` -> ``runtimes`` ->
-``postprocess`` (a picture's way), ``settings`` (one file for all servers), ``fastapi_server``, ``torchserve_server``,
-``triton_server`` (the three deployments), ``clients`` (one interface over the three), ``stack`` (the three as local
-processes), ``verify`` (proof that they agree).
+``postprocess`` (a picture's way), ``settings`` and ``tuning`` (one file for all servers), ``fastapi_server``,
+``torchserve_server``, ``triton_server`` (the three deployments), ``clients`` (one interface over the three), ``stack``
+(the three as local processes), ``verify`` (proof that they agree).
 """
 
 import os

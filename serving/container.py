@@ -49,7 +49,9 @@ def canary(server: ServerName, url: str, bundle: Bundle, settings: ServingSettin
         "timeout_s": settings.request_timeout_s + 1,  # a server under load gives up first, and says so
     }
     if server == "torchserve":
-        management = f"http://127.0.0.1:{settings.ports.torchserve_management}"
+        from serving.torchserve_server.configuration import LOOPBACK
+
+        management = f"http://{LOOPBACK}:{settings.ports.torchserve_management}"
         question["queue"] = f"{management}/models/{manifest.model}/{manifest.version}"
     return question
 

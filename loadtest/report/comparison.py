@@ -1,6 +1,5 @@
 """A comparison -> one HTML file: what became slower, a plot of every ratio with its interval, and the table."""
 
-import os
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
@@ -9,6 +8,7 @@ from matplotlib.axes import Axes
 from loadtest.compare import Comparison
 from loadtest.report.canvas import INK, RED, svg
 from loadtest.result import Result
+from serving.whole_file import write_whole
 
 _COLORS = {"slower": RED, "faster": "#4aa564", "same": INK}
 
@@ -42,9 +42,7 @@ def write_comparison(comparison: Comparison, before: Result, after: Result, path
         comparison=comparison, before=before, after=after, verdict=comparison_verdict(comparison), plot=plot
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_whole(path, text)
     return path
 
 

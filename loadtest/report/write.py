@@ -1,6 +1,5 @@
 """Renders the templates with a result."""
 
-import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from loadtest.report.verdict import verdict
 from loadtest.result import Result
 from loadtest.statistics import Estimate, mean_of
 from loadtest.summary import headlines, milliseconds, rows, with_interval
+from serving.whole_file import write_whole
 
 HTML: Final = "report.html"
 MARKDOWN: Final = "report.md"
@@ -50,10 +50,10 @@ def write_report(result: Result, folder: Path) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for plot in drawn:
-        _replace(folder / files[plot.title], plot.svg)
-    _replace(folder / MARKDOWN, environment.get_template(f"{MARKDOWN}.j2").render(content))
+        write_whole(folder / files[plot.title], plot.svg)
+    write_whole(folder / MARKDOWN, environment.get_template(f"{MARKDOWN}.j2").render(content))
     path = folder / HTML
-    _replace(path, environment.get_template(f"{HTML}.j2").render(content))
+    write_whole(path, environment.get_template(f"{HTML}.j2").render(content))
     return path
 
 
@@ -90,9 +90,3 @@ def _ceilings(result: Result) -> list[str]:
             f"{with_interval(single)} pictures/s one by one, {with_interval(batched)} in batches of {spec.max_batch_size}"
         )
     return sentences
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -1,7 +1,6 @@
 """The FastAPI service: HTTP body -> picture bytes -> pixels -> probabilities -> answer.
 
-In the order of a request: ``app`` (routes and life cycle), ``bodies`` (the three forms of a body), ``predict`` (the
-endpoint),
-``hosting`` (loaded models, and where their blocking work runs), ``problems`` (errors), ``metrics``. Run: ``python -m
-serving.fastapi_server``.
+In the order of a request: ``protocol`` (the connection), ``express`` and ``predict`` (the ways of /predict), ``app`` (all
+other routes, and the life cycle), ``exchange``, ``hosting`` (loaded models), ``batcher``, ``metrics``. Around it:
+``workers`` (several processes), ``fleet`` (which agree), ``watchdog``. Run: ``python -m serving.fastapi_server``.
 """

@@ -22,6 +22,7 @@ from serving.bundle import Bundle
 from serving.errors import RequestError, TridentError, UnavailableError, UnknownModelError
 from serving.fastapi_server.hosting import Hosting
 from serving.settings import ServerSettings
+from serving.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Fleet:
             if self._hosting.default_version(model) != default:
                 await self._outcome(Change(action="load", model=model, version=default))
         for number in range(1, len(changes) + 1):
-            _write(_ack(self._folder, number, os.getpid()), "{}")
+            write_whole(_ack(self._folder, number, os.getpid()), "{}")
         self._watcher = asyncio.create_task(self._follow(self._folder, len(changes) + 1))
         (self._folder / f"{os.getpid()}{_READY}").touch()
 
@@ -197,7 +198,7 @@ class Fleet:
 
     async def _follow_entry(self, folder: Path, number: int) -> None:
         change = Change.model_validate_json(_entry(folder, number).read_text())
-        _write(_ack(folder, number, os.getpid()), json.dumps(await self._outcome(change)))
+        write_whole(_ack(folder, number, os.getpid()), json.dumps(await self._outcome(change)))
 
     async def _outcome(self, change: Change) -> dict[str, str]:
         """Make the change here. Empty if that went well; it never raises, for a worker must go on following."""
@@ -218,7 +219,7 @@ def prepare(folder: Path, bundles: Mapping[str, Bundle]) -> None:
     """Make the journal, for workers that start with these bundles, by their references in the settings."""
     folder.mkdir()
     started_with = {reference: (one.manifest.model, one.manifest.version) for reference, one in bundles.items()}
-    _write(folder / _STARTED_WITH, json.dumps(started_with))
+    write_whole(folder / _STARTED_WITH, json.dumps(started_with))
 
 
 def ready_workers(folder: Path) -> list[int]:
@@ -265,9 +266,3 @@ def _raise_again(outcome: dict[str, str]) -> None:
     if outcome:
         error = UnknownModelError if outcome["kind"] == UnknownModelError.kind else RequestError
         raise error(outcome["message"])
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

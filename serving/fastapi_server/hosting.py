@@ -8,7 +8,6 @@ import asyncio
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from serving.bundle import Bundle, find_bundle, list_bundles
@@ -132,7 +131,7 @@ class Hosting:
 
     # --- the life of the process
 
-    async def start(self, without: Mapping[str, str] = MappingProxyType({})) -> None:
+    async def start(self, without: Mapping[str, str] | None = None) -> None:
         """Load the models that the settings name.
 
         Args:
@@ -142,7 +141,7 @@ class Hosting:
             BundleError, DeploymentError: one cannot be served.
         """
         for reference in self._settings.models or (None,):
-            if reference is not None and reference in without:
+            if reference is not None and without and reference in without:
                 self._default_model = self._default_model or without[reference]
                 continue
             bundle = await asyncio.to_thread(find_bundle, reference, self._settings.bundles)

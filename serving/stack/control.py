@@ -20,6 +20,7 @@ from serving.server_plan import SERVERS, ServerName
 from serving.settings import ServingSettings
 from serving.stack.ports import check_ports_free, free_ports
 from serving.stack.state import ROLLOUT_REQUEST, STACK, RolloutState, StackState, log_path, read_state
+from serving.whole_file import write_whole
 
 OnChange = Callable[[StackState], None]
 STOP_TIMEOUT_S: Final = 60.0
@@ -121,10 +122,7 @@ def roll_out_bundle(bundle: Bundle, folder: Path = STACK, on_change: OnChange = 
         if state is None:
             raise DeploymentError("no stack is running; start it with `trident up`")
         before = state.rollout.number if state.rollout is not None else 0
-        request = folder / ROLLOUT_REQUEST
-        draft = request.with_suffix(".draft")
-        draft.write_text(str(bundle.path))
-        draft.replace(request)
+        write_whole(folder / ROLLOUT_REQUEST, str(bundle.path))
         os.kill(state.pid, signal.SIGUSR1)
         last = None
         while True:

@@ -1,6 +1,5 @@
 """The state of the stack, as a file: written by the supervisor only, whole at every change; read by everybody else."""
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.server_plan import Endpoint, ServerName
 from serving.settings import ServingSettings
+from serving.whole_file import write_whole
 
 STACK: Final = Path("artifacts/stack")
 ROLLOUT_REQUEST: Final = "rollout.request"  # a file in the stack's folder: the path of the bundle to roll out
@@ -89,9 +89,7 @@ class StackState(BaseModel):
 
 def write_state(state: StackState, folder: Path) -> None:
     """Replace the state file."""
-    temporary = folder / f".state.{os.getpid()}"
-    temporary.write_text(state.model_dump_json(indent=2) + "\n")
-    temporary.replace(folder / "state.json")
+    write_whole(folder / "state.json", state.model_dump_json(indent=2) + "\n")
 
 
 def read_state(folder: Path = STACK) -> StackState | None:

@@ -63,7 +63,6 @@ class Supervisor:
 
     def __init__(self, folder: Path, servers: Sequence[ServerName], settings: ServingSettings) -> None:
         self.folder = folder
-        self.settings = settings
         if settings.cores:
             os.sched_setaffinity(0, settings.cores)  # inherited by every server
         self.settings = settings = settings.resolved()  # for readers of the state, whose cores may be others

@@ -17,6 +17,7 @@ from serving.bundle import MANIFEST, Bundle
 from serving.clients.wire import triton_model
 from serving.runtimes import artefact_for
 from serving.settings import RuntimeName, ServerSettings
+from serving.whole_file import write_whole
 
 TEMPLATES: Final = Path(__file__).resolve().parents[2] / "model_repository"
 PARTS: Final = ("admission", "preprocess", "classifier", "postprocess")
@@ -89,9 +90,7 @@ def _write_ensemble(repository: Path, name: str, values: dict[str, object]) -> N
 
 def _render(template: str, folder: Path, values: dict[str, object]) -> None:
     text = Template((TEMPLATES / template / "config.pbtxt").read_text()).substitute(values)
-    draft = folder / ".config.pbtxt"
-    draft.write_text(text)
-    draft.replace(folder / "config.pbtxt")
+    write_whole(folder / "config.pbtxt", text)
 
 
 def _write_weights(bundle: Bundle, settings: ServerSettings, folder: Path) -> None:

@@ -10,6 +10,7 @@ import jinja2
 from PIL import Image
 
 from serving.provenance import git_revision, package_versions
+from serving.whole_file import write_whole
 from training.datasets import Dataset
 from training.evaluation import Mistake
 from training.report.plots import confusion_matrix, curves
@@ -39,9 +40,7 @@ def write_report(run_dir: Path, settings: TrainSettings, dataset: Dataset, resul
         revision=git_revision(),
     )
     path = run_dir / "report.html"
-    temporary = path.with_name(".report.html")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_whole(path, text)
     return path
 
 
