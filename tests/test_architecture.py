@@ -24,6 +24,7 @@ CONTRACT = {
         "provenance",
         "server_plan",
         "processes",
+        "whole_file",
     )
 }
 CONTRACT_MAY_USE = {"numpy", "PIL", "pydantic", "pydantic_core"}
