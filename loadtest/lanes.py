@@ -1,7 +1,7 @@
 """From running servers, or addresses of any, to lanes: server x runtime x precision x protocol x what is sent."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
@@ -105,6 +105,24 @@ def lineup_of(
         server_cores=server_cores,
         generator_cores=generator_cores,
         api_key=next((server.api_key for server in served if server.api_key), None),
+    )
+
+
+def only(lineup: Lineup, names: Sequence[str]) -> Lineup:
+    """These lanes of it.
+
+    Raises:
+        TargetError: there is no lane of a name.
+    """
+    there = [lane.lane for lane in lineup.targets]
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise TargetError(f"--lanes: there is no lane {', '.join(unknown)}; there are {', '.join(there)}")
+    return replace(
+        lineup,
+        targets=tuple(lane for lane in lineup.targets if lane.lane in names),
+        serving={name: serving for name, serving in lineup.serving.items() if name in names},
+        ceilings={name: spec for name, spec in lineup.ceilings.items() if name in names},
     )
 
 

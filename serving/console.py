@@ -1,4 +1,4 @@
-"""Serving on the terminal: what `trident up`, `down`, `status`, `predict` and `verify` do and show."""
+"""Serving on the terminal: what `trident up`, `down`, `predict` and `verify` do and show."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-import psutil
 from rich.console import Console, Group
 from rich.live import Live
 from rich.spinner import Spinner
@@ -21,8 +20,7 @@ from serving.settings import ServingSettings, load_settings
 from serving.stack.control import OnChange, current_stack, roll_out_bundle, running_stack, start_stack, stop_stack
 from serving.stack.drill import CLIENTS, drill
 from serving.stack.endpoints import settings_in_force
-from serving.stack.readback import SHOWN, read_back, wanted_settings
-from serving.stack.state import STACK, UP, ServerState, StackState, log_path
+from serving.stack.state import ServerState, StackState
 from serving.stack.traffic import Record, Traffic
 from serving.verify import Check, verify
 
@@ -30,7 +28,7 @@ console = Console()
 
 _BEFORE_AND_AFTER_S: Final = 1.0  # requests before and after a rollout
 _PAUSE_S: Final = 0.02  # between a client's requests, so that they leave the cores to the rollout
-_COLORS: Final = {
+COLORS: Final = {
     "ready": "green",
     "degraded": "yellow",
     "failed": "red",
@@ -108,7 +106,7 @@ def deploy_bundle(bundle: Bundle, *, live: bool = False) -> bool:
 
 def _show_traffic(records: Mapping[str, Record]) -> bool:
     """A row per lane. True if nothing failed and nothing was wrong."""
-    table = _table("lane", "requests", "failed", "wrong", "answers by version", "slowest ms")
+    table = plain_table("lane", "requests", "failed", "wrong", "answers by version", "slowest ms")
     for name, record in records.items():
         versions = ", ".join(f"{version}: {count}" for version, count in sorted(record.versions.items()))
         counts = [str(len(record.exchanges)), str(len(record.failed)), str(len(record.wrong))]
@@ -160,7 +158,7 @@ def drill_servers(settings: ServingSettings, servers: Sequence[ServerName], bund
             for one in drill(folder, bundle, settings):
                 console.print(f"killed {one.fault.server}: {one.fault.victim}", highlight=False)
                 drilled.append(one)
-    table = _table(
+    table = plain_table(
         *("server", "kill -9 of", "repaired by", "answers again after s", "whole after s"),
         *("requests since", "lost", "wrong"),
     )
@@ -175,67 +173,12 @@ def drill_servers(settings: ServingSettings, servers: Sequence[ServerName], bund
     return not any(one.wrong for one in drilled)
 
 
-def show_status(*, as_json: bool = False) -> bool:
-    """The servers, each asked a real question. True if all of them gave the right answer."""
-    state = current_stack()
-    if state is None:
-        console.print("no stack is running; `trident up` starts one")
-        return False
-    bundles = [read_bundle(path, check=False) for path in state.bundles]
-    faults = {name: _canary_fault(server, bundles[0]) for name, server in state.servers.items()}
-    if as_json:
-        console.print_json(state.model_dump_json())
-        return state.ready and not any(faults.values())
-    table = _table("server", "phase", "answers", "address", "grpc", "pid", "memory", "restarts", "mended", "")
-    for name, server in state.servers.items():
-        table.add_row(
-            name,
-            Text(server.phase, _COLORS.get(server.phase, "")),
-            Text(faults[name] or "right", "red" if faults[name] else "green"),
-            server.endpoint.url if server.endpoint is not None else "-",
-            (server.endpoint.grpc if server.endpoint is not None else None) or "-",
-            str(server.pid or "-"),
-            _memory(server.pid),
-            str(server.restarts),
-            str(server.mended),
-            server.message,
-        )
-    logs = log_path(STACK, "fastapi").parent
-    console.print(f"models: {', '.join(bundle.name for bundle in bundles)}; logs: {logs}")
-    console.print(table)
-    agree = _show_settings(state, bundles[-1])
-    return agree and not any(faults.values())
-
-
-def _show_settings(state: StackState, bundle: Bundle) -> bool:
-    """The settings as the servers say them; red where that is not what was asked for. True if nothing is."""
-    settings = settings_in_force(given=False)
-    table = _table("what they run with", *(endpoint.server for endpoint in state.endpoints()))
-    said: list[tuple[Mapping[str, object], Mapping[str, object]]] = []
-    for endpoint in state.endpoints():
-        try:
-            said.append((read_back(endpoint, bundle, settings), wanted_settings(endpoint, settings)))
-        except (TridentError, OSError) as error:
-            console.print(Text(f"{endpoint.server} does not tell its settings: {error}", "red"))
-            said.append(({}, {}))
-    agree = all(found and found.items() <= wanted.items() for found, wanted in said)
-    for name in SHOWN:
-        cells = []
-        for found, wanted in said:
-            differs = name in found and found[name] != wanted[name]
-            text = f"{found[name]}, not {wanted[name]}" if differs else str(found.get(name, "-"))
-            cells.append(Text(text, "red" if differs else ""))
-        table.add_row(name, *cells)
-    console.print(table)
-    return agree
-
-
 def predict_pictures(
     pictures: Sequence[Path], endpoints: Sequence[Endpoint], bundle: Bundle, top_k: int, protocol: Protocol = "http"
 ) -> bool:
     """A table with a row per picture and server. True if every one was answered."""
     key = load_settings().client_key
-    table = _table("picture", "server", "model", "answer", "ms")
+    table = plain_table("picture", "server", "model", "answer", "ms")
     failed = False
     for picture in pictures:
         data = picture.read_bytes()
@@ -275,7 +218,7 @@ def verify_servers(
             with console.status(f"verifying {endpoint.server} over {protocol}"):
                 checks += verify(endpoint, protocol, bundle, settings, is_default=is_default)
     lanes = list(dict.fromkeys(check.lane for check in checks))
-    table = _table(bundle.name, *lanes)
+    table = plain_table(bundle.name, *lanes)
     table.columns[0].no_wrap = True
     for name in dict.fromkeys(check.name for check in checks):
         table.add_row(name, *(_cell(check) for check in checks if check.name == name))
@@ -305,7 +248,7 @@ def showing_stack() -> Iterator[OnChange]:
 
 
 def _settled_line(name: str, server: ServerState, seconds: float) -> Text:
-    line = Text.assemble(f"{name:<11}", (server.phase, _COLORS[server.phase]), f"  {seconds:.1f} s")
+    line = Text.assemble(f"{name:<11}", (server.phase, COLORS[server.phase]), f"  {seconds:.1f} s")
     if server.phase == "ready" and server.endpoint is not None:
         line.append(f"  {server.endpoint.url}")
     return line
@@ -317,30 +260,6 @@ def _cell(check: Check) -> Text:
     return Text("ok", "green") if check.passed else Text("FAILED", "bold red")
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines."""
     return Table(*columns, box=None, header_style="dim")
-
-
-def _canary_fault(server: ServerState, bundle: Bundle) -> str:
-    """'' if the server answers a golden picture rightly, else what is wrong."""
-    if server.phase not in UP or server.endpoint is None:
-        return "-"
-    try:
-        model, version, key = bundle.manifest.model, bundle.manifest.version, load_settings().client_key
-        with connect(server.endpoint, model, version, timeout_s=5, api_key=key) as client:
-            top = client.predict(bundle.golden_pictures()[0][1]).top
-    except TridentError as error:
-        return error.message
-    return "" if top.class_id == int(bundle.golden_probabilities()[0].argmax()) else f"wrong: {top.label}"
-
-
-def _memory(pid: int | None) -> str:
-    """Resident memory of a process and its descendants."""
-    if pid is None:
-        return "-"
-    try:
-        leader = psutil.Process(pid)
-        total = sum(process.memory_info().rss for process in [leader, *leader.children(recursive=True)])
-        return f"{total / 2**20:.0f} MiB"
-    except psutil.Error:
-        return "-"

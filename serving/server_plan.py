@@ -61,6 +61,11 @@ class Care(typing.Protocol):
     def mend(self, bundles: Sequence[Bundle]) -> str:
         """Repair what `fault` found, without stopping the server. What was done, or '' if nothing can be (yet)."""
 
+    def answered(self, bundle: Bundle) -> float:
+        """A number that grows with every prediction of a bundle, for whomever; NaN if the server cannot be asked. Always
+        the same for a server that says in time that it is too busy. Cheap; raises nothing.
+        """
+
     def drain(self, bundles: Sequence[Bundle]) -> None:
         """Wait until it has answered what it took; it is stopped next."""
 
@@ -75,6 +80,10 @@ class NoCare:
     def mend(self, bundles: Sequence[Bundle]) -> str:
         """Nothing."""
         return ""
+
+    def answered(self, bundle: Bundle) -> float:
+        """It says in time that it is too busy."""
+        return 0.0
 
     def drain(self, bundles: Sequence[Bundle]) -> None:
         """It drains when it is stopped."""

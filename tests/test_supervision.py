@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ from serving.stack.state import ServerState, read_state
 from serving.stack.supervisor import Supervisor
 from serving.torchserve_server import care as torchserve_care
 from serving.torchserve_server.care import TorchserveCare
-from serving.triton_server.care import instances
+from serving.triton_server.care import stubs_of
+from serving.triton_server.repository import build_repository
 
 # Speaks FastAPI's protocol and gives the golden answer of the first picture, until a file `hang` or `wrong` appears, or
 # `refuse` with a status; its refusals are counted in `refused`.
@@ -70,6 +74,15 @@ class Care(NoCare):
     def mend(self, bundles: Sequence[Bundle]) -> str:
         self.file.unlink()
         return "replaced it"
+
+    def answered(self, bundle: Bundle) -> float:
+        """Grows as long as a file `others` is there; every call adds a dot to it."""
+        others = self.file.with_name("others")
+        if not others.exists():
+            return 0.0
+        with others.open("a") as file:
+            file.write(".")
+        return float(others.stat().st_size)
 
 
 @pytest.fixture
@@ -170,6 +183,56 @@ def test_a_server_under_load_is_left_alone(supervise: Supervise, error: type[Tri
     supervise(story)
 
 
+def test_a_server_that_answers_others_is_left_alone(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SILENT", 1)
+
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        others = folder / "others"
+        others.touch()
+        (folder / "hang").touch()
+        while (folder / "hang").exists():  # from here on no question is answered
+            time.sleep(0.01)
+        asked = others.stat().st_size
+        while others.stat().st_size < asked + 3:  # one silent question is over, the next one is put
+            time.sleep(0.01)
+        state = until(folder, lambda _: True)
+        assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
+        others.unlink()
+        until(folder, lambda server: server.phase == "restarting")
+
+    supervise(story)
+
+
+def test_torchserve_tells_what_it_answered(settings: ServingSettings, digits: Bundle) -> None:
+    text = "\n".join(
+        (
+            "# TYPE trident_inference_seconds histogram",
+            'trident_inference_seconds_bucket{ModelName="digits",Level="Model",le="0.005",} 2.0',
+            'trident_inference_seconds_count{ModelName="digits",Level="Model",} 3.0E3',
+            'trident_inference_seconds_sum{ModelName="digits",Level="Model",} 1.5',
+            'trident_inference_seconds_count{ModelName="digits2",Level="Model",} 7.0',
+            'trident_handler_seconds_count{ModelName="digits",Level="Model",} 9.0',
+        )
+    )
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        care = TorchserveCare("http://m", f"http://127.0.0.1:{server.server_port}/metrics", settings.of("torchserve"))
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert care.answered(digits) == 3000
+        thread.join()
+    assert math.isnan(care.answered(digits))
+
+
 def test_a_signal_without_a_request_is_no_rollout(
     settings: ServingSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -205,7 +268,7 @@ def test_torchserves_abandoned_worker_is_scaled_to_none_and_back(
     both = [digits, replace(digits, manifest=digits.manifest.model_copy(update={"version": 2}))]
     monkeypatch.setattr(torchserve_care, "ready_workers", lambda _, bundle: ready[bundle.name])
     monkeypatch.setattr(torchserve_care, "call", lambda method, url: calls.append(f"{method} {url}"))
-    care = TorchserveCare("http://m", settings.of("torchserve"))
+    care = TorchserveCare("http://m", "http://m/metrics", settings.of("torchserve"))
     assert care.fault(both) == "0 of 1 workers of digits:1"
     assert care.mend(both) == ""  # TorchServe itself may be at it
     monkeypatch.setattr(torchserve_care, "PATIENCE_S", 0.0)
@@ -219,6 +282,14 @@ def test_torchserves_abandoned_worker_is_scaled_to_none_and_back(
     assert care.mend(both) == ""
 
 
-def test_how_many_stubs_a_triton_model_has() -> None:
-    assert instances("name: 1\ninstance_group [ { kind: KIND_CPU count: 3 } ]") == 3
-    assert instances('platform: "ensemble"') == 0
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("classifier", ["native", "python"])
+def test_how_many_stubs_a_triton_model_has(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, classifier: str, native: bool
+) -> None:
+    changes = {"triton_classifier": classifier, "workers": 2, "threads": 2}
+    build_repository(digits, settings.model_copy(update=changes).of("triton"), tmp_path)
+    stubs = {path.parent.name: stubs_of(path.read_text(), native=native) for path in tmp_path.glob("*/config.pbtxt")}
+    assert stubs["digits"] == stubs["digits_v1"] == 0
+    assert stubs["digits_v1_preprocess"] == 4
+    assert stubs["digits_v1_classifier"] == (0 if native and classifier == "native" else 2)

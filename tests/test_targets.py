@@ -6,7 +6,7 @@ import pytest
 
 from loadtest.ceiling import CeilingSpec
 from loadtest.errors import TargetError
-from loadtest.lanes import Served, lineup_of, named, parse_inputs, parse_target
+from loadtest.lanes import Served, lineup_of, named, only, parse_inputs, parse_target
 from loadtest.targets import AnswerCheck, Question
 from loadtest.tensor_wire import TensorWire
 from serving.bundle import Bundle
@@ -32,6 +32,11 @@ def test_lanes_are_named_by_what_differs(digits: Bundle) -> None:
     smaller = ceiling.model_copy(update={"max_batch_size": 4})
     assert lineup.ceilings == {"fastapi": ceiling, "triton": smaller, "triton grpc": smaller}  # which decode
     assert {lane.server_process for lane in lineup.targets} == {"fastapi, pid 11", "triton, pid 12"}
+    some = only(lineup, ["triton grpc", "fastapi tensor"])
+    assert [lane.lane for lane in some.targets] == ["fastapi tensor", "triton grpc"]
+    assert (some.serving.keys(), some.ceilings.keys()) == ({"fastapi tensor", "triton grpc"}, {"triton grpc"})
+    with pytest.raises(TargetError, match="no lane torchserve; there are fastapi, fastapi tensor"):
+        only(lineup, ["fastapi", "torchserve"])
     mine = target("mine", dialect="picture", server="another server", path="/predict")
     both = lineup_of([*one, two], digits, [mine])
     assert [lane.lane for lane in both.targets] == [

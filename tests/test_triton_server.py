@@ -11,7 +11,7 @@ from serving.bundle import Bundle
 from serving.errors import DeploymentError
 from serving.settings import ServingSettings
 from serving.triton_server.admission import Admission
-from serving.triton_server.launch import find_triton
+from serving.triton_server.launch import find_triton, plan_triton
 from serving.triton_server.repository import build_repository, model_names, remove_models, write_default
 
 
@@ -114,6 +114,14 @@ def test_no_queue_policy_that_stalls(repository: Path) -> None:
     """Triton's own queue bounds and timeouts stall its batcher for 500 ms."""
     for path in repository.rglob("config.pbtxt"):
         assert "queue_policy" not in path.read_text()
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_the_wheels_triton_does_not_pretend_to_use_a_gpu(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, device: str
+) -> None:
+    with pytest.raises(DeploymentError, match=f"device = {device}: .* on the CPU only"):
+        plan_triton(settings.model_copy(update={"device": device}), [digits], tmp_path)
 
 
 def test_a_missing_environment_says_what_to_do(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ def bench(
     precision: Annotated[str, typer.Option(help="fp32, int8, ... (with commas): a stack for each.")] = "",
     protocol: Annotated[str, typer.Option(help="http, grpc (with commas).")] = "http",
     send: Annotated[str, typer.Option(help="picture, tensor (decoded by the client; with commas).")] = "picture",
+    lanes: Annotated[
+        str, typer.Option(help="Of all these only some, by the report's names (fastapi,triton grpc).  [default: all]")
+    ] = "",
     scenario: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,6 +61,7 @@ def bench(
     not give the golden answers, before or while it is timed, makes the exit code 1.
     """
     from loadtest.console import bench_run
+    from loadtest.lanes import only
     from loadtest.settings import read_settings
 
     settings = read_settings(
@@ -77,6 +81,8 @@ def bench(
         price_per_hour=price_per_hour,
     )
     with measurable(servers, model, url, target, runtime, precision, protocol, send) as measured:
+        if lanes:
+            measured = only(measured, [name.strip() for name in lanes.split(",")])
         result = bench_run(measured, settings, out)
     raise typer.Exit(0 if result.sound else 1)
 
@@ -100,7 +106,7 @@ def compare(
     tolerance: Annotated[float, typer.Option(min=0, help="A smaller difference is none, however certain.")] = 0.03,
     out: Annotated[Path | None, typer.Option(help="The HTML.  [default: comparison.html beside B]")] = None,
 ) -> None:
-    """Compare two results; exit code 1 if a lane became slower from A to B, beyond the noise."""
+    """Compare two results: exit code 1 if from A to B a lane became slower beyond the noise, or was lost."""
     from loadtest.console import compare_results
 
     raise typer.Exit(0 if compare_results(before, after, tolerance, out) else 1)

@@ -48,7 +48,7 @@ def up(
 @commands.command(rich_help_panel="Servers")
 def status(as_json: Annotated[bool, typer.Option("--json", help="The state as JSON.")] = False) -> None:
     """Show the servers, and whether each answers a real picture rightly; exit code 1 if one does not."""
-    from serving.console import show_status
+    from serving.status import show_status
 
     raise typer.Exit(0 if show_status(as_json=as_json) else 1)
 

@@ -1,8 +1,9 @@
 """A real picture to a server: the only health check that none of the three can pass while it is broken."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from serving.bundle import Bundle
+from serving.clients.client import UnreachableError
 from serving.clients.connect import connect
 from serving.clients.wire import RefusedError
 from serving.errors import DeadlineExceededError, OverloadedError, TridentError, UnavailableError
@@ -14,13 +15,20 @@ _BUSY = (OverloadedError.status, UnavailableError.status, DeadlineExceededError.
 
 
 def canary_fault(
-    endpoint: Endpoint, bundles: Sequence[Bundle], settings: ServingSettings, *, busy_is_well: bool = False
+    endpoint: Endpoint,
+    bundles: Sequence[Bundle],
+    settings: ServingSettings,
+    *,
+    busy_is_well: bool = False,
+    answered: Callable[[Bundle], float] = lambda _: 0.0,
 ) -> str:
     """One prediction per bundle: '' if the server gives the golden answers, else what is wrong.
 
     Args:
         bundles: what it serves; of several versions of a model, the last one is the default.
-        busy_is_well: a server that refuses because its queue is full, or too long to be in time, is in order.
+        busy_is_well: a server is in order that refuses because its queue is full, or too long to be in time.
+        answered: `serving.server_plan.Care.answered`: one that does not answer is in order if it answered others
+            while the question waited.
     """
     default = {bundle.manifest.model: bundle for bundle in bundles}
     for bundle in bundles:
@@ -28,10 +36,13 @@ def canary_fault(
         if default[bundle.manifest.model] is bundle:
             versions.append(0)  # no version: the default one
         for version in versions:
+            before = answered(bundle)
             try:
                 fault = _ask(endpoint, bundle, version or None, settings)
             except RefusedError as error:
                 fault = "" if busy_is_well and error.code in _BUSY else error.message
+            except UnreachableError as error:
+                fault = "" if answered(bundle) > before else error.message
             except TridentError as error:
                 fault = error.message
             if fault:

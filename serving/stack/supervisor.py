@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -190,9 +191,8 @@ class Supervisor:
             broken = await self._try(care.fault)
             wrong = ""
             if broken or state.phase == "degraded" or time.monotonic() - checked > CANARY_S:
-                wrong = await asyncio.to_thread(
-                    canary_fault, plan.endpoint, self.bundles, self.settings, busy_is_well=True
-                )
+                ask = partial(canary_fault, busy_is_well=True, answered=care.answered)
+                wrong = await asyncio.to_thread(ask, plan.endpoint, self.bundles, self.settings)
                 checked = time.monotonic()
             silent = silent + 1 if wrong else 0
             if not broken and not wrong:

@@ -4,8 +4,12 @@ A killed worker is restarted by TorchServe itself, for `maxRetryTimeoutInSec`; t
 stays healthy for long and requests queue up behind nobody. And SIGTERM cuts requests off.
 """
 
+import math
+import re
 import time
+import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Final
 
 from serving.bundle import Bundle
@@ -14,13 +18,15 @@ from serving.settings import ServerSettings
 from serving.torchserve_server.versions import drain, ready_workers
 
 PATIENCE_S: Final = 20.0  # a worker that TorchServe restarts is back sooner
+_METRICS_TIMEOUT_S: Final = 2.0
 
 
 class TorchserveCare:
     """`serving.server_plan.Care`."""
 
-    def __init__(self, management: str, settings: ServerSettings) -> None:
+    def __init__(self, management: str, metrics_url: str, settings: ServerSettings) -> None:
         self._management = management
+        self._metrics_url = metrics_url
         self._settings = settings
         self._short_since: float | None = None
 
@@ -44,6 +50,20 @@ class TorchserveCare:
                 call("PUT", f"{url}?min_worker=0&max_worker=0&synchronous=true")
                 call("PUT", f"{url}?min_worker={workers}&max_worker={workers}")
         return "scaled its workers to 0 and back"
+
+    def answered(self, bundle: Bundle) -> float:
+        """The batches that its model computed so far, by the histogram of our handler: TorchServe's own count leaves
+        gRPC out. It keeps a question in its queue for any time, so that silence alone does not tell a busy server from
+        a dead one.
+        """
+        try:
+            with urllib.request.urlopen(self._metrics_url, timeout=_METRICS_TIMEOUT_S) as response:  # noqa: S310
+                text = response.read().decode()
+        except (OSError, HTTPException):
+            return math.nan
+        model = re.escape(bundle.manifest.model)  # it has no version
+        pattern = rf'^trident_inference_seconds_count\{{.*ModelName="{model}".*\}} (\S+)$'
+        return sum(map(float, re.findall(pattern, text, re.MULTILINE)))
 
     def drain(self, bundles: Sequence[Bundle]) -> None:
         """Until nothing waits."""

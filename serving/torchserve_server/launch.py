@@ -75,19 +75,20 @@ def plan_torchserve(settings: ServingSettings, bundles: Sequence[Bundle], folder
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
     ports = settings.ports
     management = f"http://{LOOPBACK}:{ports.torchserve_management}"
+    metrics_url = f"http://{settings.host}:{ports.torchserve_metrics}/metrics"
     return ServerPlan(
         endpoint=Endpoint(
             server="torchserve",
             url=f"http://{settings.host}:{ports.torchserve}",
             grpc=f"{settings.host}:{ports.torchserve_grpc}",
-            metrics_url=f"http://{settings.host}:{ports.torchserve_metrics}/metrics",
+            metrics_url=metrics_url,
         ),
         command=tuple(command),
         environment=environment,
         folder=folder,
         workers_ready=lambda: all(workers_ready(management, bundle, settings.workers) for bundle in bundles),
         versions=TorchserveVersions(management, store, settings),
-        care=lambda _pid: TorchserveCare(management, settings),
+        care=lambda _pid: TorchserveCare(management, metrics_url, settings),
         before_start=lambda: make_scratch_folder(folder),  # a killed JVM leaves sockets and unpacked models
         cleanup=lambda: remove_scratch(folder),
     )

@@ -19,10 +19,12 @@ _STUB: Final = "triton_python_backend_stub"
 class TritonCare(NoCare):
     """`serving.server_plan.Care`. Triton drains itself when it is stopped."""
 
-    def __init__(self, pid: int, control: TritonControl, repository: Path) -> None:
+    def __init__(self, pid: int, control: TritonControl, repository: Path, *, native: bool) -> None:
+        """With `native`, the server has backends for onnxruntime and pytorch of its own, without stubs."""
         self._pid = pid
         self._control = control
         self._repository = repository
+        self._native = native
 
     def fault(self, bundles: Sequence[Bundle]) -> str:
         """Which models lack a stub process: fewer of them live than the model has instances."""
@@ -42,7 +44,8 @@ class TritonCare(NoCare):
 
     def _short_of_stubs(self) -> set[str]:
         alive = self._stubs()
-        expected = {path.parent.name: instances(path.read_text()) for path in self._repository.glob("*/config.pbtxt")}
+        configs = {path.parent.name: path.read_text() for path in self._repository.glob("*/config.pbtxt")}
+        expected = {name: stubs_of(config, native=self._native) for name, config in configs.items()}
         short = {name for name, count in expected.items() if alive.get(name, 0) < count}
         return {name for name in short if self._control.states().get(name) == "READY"} if short else set()
 
@@ -66,10 +69,10 @@ class TritonCare(NoCare):
         return found
 
 
-def instances(config: str) -> int:
-    """How many stubs a model of ours has: its instances; none if it is an ensemble. The wheel's server has no backend
-    without stubs.
+def stubs_of(config: str, *, native: bool) -> int:
+    """How many stubs a model of ours has: its instances, if it runs in stubs at all. Ensembles do not; nor do the
+    native backends, for which the wheel's server has stand-ins in Python.
     """
-    if 'platform: "ensemble"' in config:
+    if 'platform: "ensemble"' in config or (native and 'backend: "python"' not in config):
         return 0
     return int(config.partition("instance_group")[2].partition("count:")[2].split()[0])

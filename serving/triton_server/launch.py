@@ -86,6 +86,11 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
         DeploymentError: Triton is not installed, or would hang or crash here; the message says what to do.
     """
     settings = settings.of("triton")
+    if settings.triton_home is None and settings.device != "cpu":
+        raise DeploymentError(
+            f"device = {settings.device}: the Triton of the wheel computes on the CPU only; a GPU needs its image "
+            "(compose.gpu.yaml), or start the other servers only"
+        )
     folder = folder.resolve()
     repository = folder / "model_repository"
     shutil.rmtree(folder, ignore_errors=True)
@@ -140,7 +145,7 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
         folder=folder,
         workers_ready=lambda: answers_200(f"{url}/v2/health/ready"),
         versions=TritonVersions(control, repository, settings, shared_prefix),
-        care=lambda pid: TritonCare(pid, control, repository),
+        care=lambda pid: TritonCare(pid, control, repository, native=settings.triton_home is not None),
         before_start=lambda: remove_scratch(folder),
         cleanup=lambda: remove_scratch(folder),
     )
