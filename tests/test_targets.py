@@ -34,7 +34,7 @@ def test_lanes_are_named_by_what_differs(digits: Bundle) -> None:
     assert {lane.server_process for lane in lineup.targets} == {"fastapi, pid 11", "triton, pid 12"}
     some = only(lineup, ["triton grpc", "fastapi tensor"])
     assert [lane.lane for lane in some.targets] == ["fastapi tensor", "triton grpc"]
-    assert (some.serving.keys(), some.ceilings.keys()) == ({"fastapi tensor", "triton grpc"}, {"triton grpc"})
+    assert (set(some.serving), set(some.ceilings)) == ({"fastapi tensor", "triton grpc"}, {"triton grpc"})
     with pytest.raises(TargetError, match="no lane torchserve; there are fastapi, fastapi tensor"):
         only(lineup, ["fastapi", "torchserve"])
     mine = target("mine", dialect="picture", server="another server", path="/predict")
