@@ -1,12 +1,40 @@
-"""Calls to the servers' own management interfaces: JSON over HTTP."""
+"""Calls to the servers' own interfaces: health, metrics, and management as JSON over HTTP. Never through a proxy, whatever
+the environment says: they are here.
+"""
 
 import json
-import urllib.error
+import math
+import re
 import urllib.request
 from collections.abc import Mapping
-from typing import Any
+from http.client import HTTPException
+from typing import Any, Final
 
 from serving.errors import DeploymentError
+
+_DIRECT: Final = urllib.request.OpenerDirector()
+_DIRECT.add_handler(urllib.request.HTTPHandler())  # alone: no proxies, no redirects, every status is an answer
+
+
+def fetch(url: str, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0) -> tuple[int, bytes]:
+    """The status and body of a GET's answer.
+
+    Raises:
+        OSError: there is none.
+    """
+    return _answer(urllib.request.Request(url, headers=dict(headers or {})), timeout_s)  # noqa: S310
+
+
+def counted(url: str, pattern: str) -> float:
+    """The sum of the samples of a metric whose name and labels match (https://prometheus.io/docs/instrumenting/exposition_formats/);
+    NaN if the server cannot be asked.
+    """
+    try:
+        status, text = fetch(url, timeout_s=2.0)
+    except OSError:
+        return math.nan
+    found = re.findall(rf"^{pattern} (\S+)$", text.decode(), re.MULTILINE)
+    return sum(map(float, found)) if status == 200 else math.nan
 
 
 def call(
@@ -21,14 +49,18 @@ def call(
     data, sent = None, dict(headers or {})
     if body is not None:
         data, sent["Content-Type"] = json.dumps(body).encode(), "application/json"
-    request = urllib.request.Request(url, data, sent, method=method)  # noqa: S310 - an address of our own
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:  # noqa: S310
-            text = response.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            raise DeploymentError(f"{method} {url}: {error.code}: {_reason(error.read())}") from error
+    status, text = _answer(urllib.request.Request(url, data, sent, method=method), timeout_s)  # noqa: S310
+    if status >= 400:
+        raise DeploymentError(f"{method} {url}: {status}: {_reason(text)}")
     return json.loads(text) if text.strip() else None
+
+
+def _answer(request: urllib.request.Request, timeout_s: float) -> tuple[int, bytes]:
+    try:
+        with _DIRECT.open(request, timeout=timeout_s) as response:
+            return response.status, response.read()
+    except HTTPException as error:  # it ended within its answer
+        raise ConnectionError(f"{request.full_url}: {error!r}") from error
 
 
 def _reason(text: bytes) -> str:

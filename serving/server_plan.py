@@ -1,7 +1,6 @@
 """What the three deployments have in common: how a server is started, where it answers, how it is known to be ready."""
 
 import typing
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,13 +108,3 @@ class ServerPlan:
     cleanup: Callable[[], None] = field(default=lambda: None)
     care: Callable[[int], Care] = field(default=lambda _pid: NoCare())
     stop_timeout_s: float = 15.0
-
-
-def answers_200(url: str) -> bool:
-    """Whether a GET of a health address is answered with 200.
-
-    Raises:
-        OSError: the server does not listen, or answers with an error (urllib's HTTPError is one).
-    """
-    with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - an address of our own
-        return bool(response.status == 200)

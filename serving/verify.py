@@ -6,8 +6,6 @@ true, metrics that count, versions that are reported.
 
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from serving.odd_pictures import odd_pictures, too_many_pixels
 from serving.postprocess import Probabilities
 from serving.preprocess import preprocess
 from serving.runtimes import Runtime, artefact_for, open_runtime
+from serving.server_api import fetch
 from serving.server_plan import Endpoint, Protocol
 from serving.settings import ServingSettings
 
@@ -287,10 +286,7 @@ def _counted(lane: Lane) -> float:
 def _get(lane: Lane, url: str) -> tuple[int, str]:
     headers = {} if lane.settings.client_key is None else {"x-api-key": lane.settings.client_key}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as response:  # noqa: S310
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode(errors="replace")
+        status, body = fetch(url, headers)
     except OSError as error:
         return 0, str(error)
+    return status, body.decode(errors="replace")

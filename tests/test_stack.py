@@ -140,7 +140,7 @@ def test_state_is_read_as_written(tmp_path: Path, settings: ServingSettings) -> 
     write_state(state, tmp_path)
     assert read_state(tmp_path) == state
     assert state.endpoints() == [endpoint]
-    assert not state.settled
+    assert not state.ready
     assert current_stack(tmp_path) is None  # pid 1 was not created at 0: somebody else's process is not our supervisor
     assert stop_stack(tmp_path) is False
 

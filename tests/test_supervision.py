@@ -1,8 +1,11 @@
 """What the supervisor does about servers that are broken without having ended: with a fake server, and fake control."""
 
 import asyncio
+import errno
 import json
 import math
+import os
+import signal
 import sys
 import threading
 import time
@@ -16,6 +19,7 @@ import pytest
 
 from serving.bundle import Bundle
 from serving.errors import DeadlineExceededError, OverloadedError, TridentError, UnavailableError
+from serving.schemas import problem
 from serving.server_plan import Endpoint, NoCare, ServerPlan
 from serving.settings import ServingSettings
 from serving.stack import supervisor as module
@@ -28,7 +32,7 @@ from serving.triton_server.care import stubs_of
 from serving.triton_server.repository import build_repository
 
 # Speaks FastAPI's protocol and gives the golden answer of the first picture, until a file `hang` or `wrong` appears, or
-# `refuse` with a status; its refusals are counted in `refused`.
+# `refuse` with a status and a body; its refusals are counted in `refused`.
 FAKE = """
 import json, pathlib, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -42,11 +46,12 @@ class Handler(BaseHTTPRequestHandler):
         if (folder / "wrong").exists():
             answer["predictions"][0]["probability"] = 0.0
         body = json.dumps(answer).encode()
-        refuses = (folder / "refuse").exists()
-        if refuses:
+        status = 200
+        if (folder / "refuse").exists():
+            status, body = (folder / "refuse").read_bytes().split(b" ", 1)
             with (folder / "refused").open("a") as file:
                 file.write(".")
-        self.send_response(int((folder / "refuse").read_text()) if refuses else 200)
+        self.send_response(int(status))
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -63,16 +68,18 @@ class Versions:
 
 
 class Care(NoCare):
-    """Finds a fault as long as a file `broken` is there, and mends it by removing that."""
+    """Finds a fault as long as a file `broken` is there, and mends it by removing that; but never one in `hopeless`."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "broken"
 
     def fault(self, bundles: Sequence[Bundle]) -> str:
-        return "a part is dead" if self.file.exists() else ""
+        return "a part is dead" if self.file.exists() or self.file.with_name("hopeless").exists() else ""
 
     def mend(self, bundles: Sequence[Bundle]) -> str:
-        self.file.unlink()
+        if not self.fault(bundles):
+            return ""
+        self.file.unlink(missing_ok=True)
         return "replaced it"
 
     def answered(self, bundle: Bundle) -> float:
@@ -112,9 +119,10 @@ def supervise(
 
     monkeypatch.setattr(module, "PLANNERS", {"fastapi": plan})
 
-    def run(story: Callable[[Path], Any], start_timeout_s: float = 60) -> None:
+    def run(story: Callable[[Path], Any], start_timeout_s: float = 60, request_timeout_s: float = 1) -> None:
         async def both() -> None:
-            changed = settings.model_copy(update={"request_timeout_s": 1.0, "start_timeout_s": start_timeout_s})
+            timeouts = {"request_timeout_s": request_timeout_s, "start_timeout_s": start_timeout_s}
+            changed = settings.model_copy(update=timeouts)
             supervisor = Supervisor(tmp_path, ["fastapi"], changed)
             running = asyncio.create_task(supervisor.run())
             try:
@@ -168,19 +176,107 @@ def test_a_server_without_a_right_answer_is_started_again(supervise: Supervise, 
     supervise(story)
 
 
+def refuse(folder: Path, status: int, body: str) -> None:
+    (folder / "refuse.draft").write_text(f"{status} {body}")
+    (folder / "refuse.draft").rename(folder / "refuse")
+
+
+def until_refused(folder: Path, times: int) -> None:
+    refused = folder / "refused"
+    while not refused.exists() or refused.stat().st_size < times:
+        time.sleep(0.01)
+
+
+FULL = 'Model "digits" Version 1 has no worker to serve inference request.'  # TorchServe's, also of a full queue
+
+
 @pytest.mark.parametrize("error", [OverloadedError, UnavailableError, DeadlineExceededError])
 def test_a_server_under_load_is_left_alone(supervise: Supervise, error: type[TridentError]) -> None:
     def story(folder: Path) -> None:
         pid = until(folder, lambda server: server.phase == "ready").pid
-        (folder / "refuse.draft").write_text(str(error.status))
-        (folder / "refuse.draft").rename(folder / "refuse")
-        refused = folder / "refused"
-        while not refused.exists() or refused.stat().st_size < module.MAX_SILENT + 2:
-            time.sleep(0.01)
+        refuse(folder, error.status, problem(error.status, error.kind, error.title, "...").model_dump_json())
+        until_refused(folder, module.MAX_SILENT + 2)
         state = until(folder, lambda _: True)
         assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
 
     supervise(story)
+
+
+@pytest.mark.parametrize("body", [FULL, "Prediction failed"])
+def test_a_503_of_a_server_that_answers_nobody_is_a_fault(supervise: Supervise, body: str) -> None:
+    def story(folder: Path) -> None:
+        until(folder, lambda server: server.phase == "ready")
+        refuse(folder, 503, body)
+        until(folder, lambda server: server.phase == "restarting")
+
+    supervise(story)
+
+
+def test_a_full_queue_of_a_server_that_answers_others_is_none(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        (folder / "others").write_text(".")
+        refuse(folder, 503, FULL)
+        until_refused(folder, module.MAX_SILENT + 2)
+        state = until(folder, lambda _: True)
+        assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
+
+    supervise(story)
+
+
+def test_a_server_that_is_busy_as_soon_as_it_is_back_is_ready(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        state = until(folder, lambda server: server.phase == "ready")
+        refuse(folder, 429, "")
+        assert state.pid is not None
+        os.kill(state.pid, signal.SIGKILL)
+        until(folder, lambda server: server.phase == "ready" and server.pid not in (None, state.pid))
+
+    supervise(story, start_timeout_s=5)
+
+
+def test_what_is_mended_in_vain_is_started_again(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        until(folder, lambda server: server.phase == "ready")
+        (folder / "hopeless").touch()
+        state = until(folder, lambda server: server.phase == "restarting")
+        assert state.mended > 0
+
+    supervise(story, start_timeout_s=2)
+
+
+def test_a_bundle_that_is_gone_and_a_full_disk_do_not_end_a_server(
+    supervise: Supervise, digits: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        monkeypatch.setattr(Bundle, "file", lambda *_: Path("/nowhere"))
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "write_state", full_disk)
+            (folder / "broken").touch()
+            while (folder / "broken").exists():
+                time.sleep(0.01)
+            refuse(folder, 429, "")
+            until_refused(folder, 2)
+        (folder / "broken").touch()
+        state = until(folder, lambda server: server.mended == 2)
+        assert (state.pid, state.restarts) == (pid, 0)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    supervise(story)
+
+
+@pytest.mark.timeout(60)
+def test_a_question_without_an_answer_does_not_hold_up_the_end(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        until(folder, lambda server: server.phase == "ready")
+        (folder / "hang").touch()
+        while (folder / "hang").exists():
+            time.sleep(0.01)
+
+    supervise(story, request_timeout_s=300)
 
 
 def test_a_server_that_answers_others_is_left_alone(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:

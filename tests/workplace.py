@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -16,9 +17,11 @@ from serving.stack.state import StackState
 TRIDENT = Path(sys.executable).with_name("trident")
 
 
-def trident(*arguments: str, cwd: Path, timeout: float = 180, check: bool = False) -> subprocess.CompletedProcess[str]:
+def trident(
+    *arguments: str, cwd: Path, timeout: float = 180, check: bool = False, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with a wide terminal so that tables are not cut."""
-    environment = os.environ | {"COLUMNS": "300"}
+    environment = os.environ | {"COLUMNS": "300", **(env or {})}
     done = subprocess.run(
         [TRIDENT, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
     )

@@ -27,9 +27,10 @@ class RefusedError(TridentError):
     kind = "refused"
     title = "The server refused"
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, body: bytes = b"") -> None:
         super().__init__(message)
         self.code = code
+        self.body = body
 
 
 class GarbledError(TridentError):
@@ -145,7 +146,7 @@ def _headers(top_k: int | None) -> dict[str, str]:
 
 def _checked(status: int, answer: bytes, body: bytes) -> Prediction:
     if status != 200:
-        raise RefusedError(status, f"HTTP {status}: {_reason(body)}")
+        raise RefusedError(status, f"HTTP {status}: {_reason(body)}", body)
     try:
         return Prediction.model_validate_json(answer)
     except ValidationError as error:

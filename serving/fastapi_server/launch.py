@@ -8,7 +8,8 @@ from serving.bundle import Bundle
 from serving.fastapi_server.care import FastapiCare
 from serving.fastapi_server.versions import FastapiVersions
 from serving.scratch import make_scratch_folder, remove_scratch, scratch_folder
-from serving.server_plan import Endpoint, ServerPlan, answers_200
+from serving.server_api import fetch
+from serving.server_plan import Endpoint, ServerPlan
 from serving.settings import ServingSettings
 
 
@@ -29,7 +30,7 @@ def plan_fastapi(settings: ServingSettings, bundles: Sequence[Bundle], folder: P
         folder=folder.resolve(),
         before_start=lambda: make_scratch_folder(folder),
         cleanup=lambda: remove_scratch(folder),
-        workers_ready=lambda: answers_200(f"{url}/v2/health/ready"),
+        workers_ready=lambda: fetch(f"{url}/v2/health/ready")[0] == 200,
         versions=FastapiVersions(url, settings),
         care=lambda _pid: FastapiCare(settings.workers, scratch_folder(folder)),
         stop_timeout_s=settings.request_timeout_s + 10,

@@ -23,7 +23,7 @@ from serving.stack.state import ROLLOUT_REQUEST, STACK, RolloutState, StackState
 from serving.whole_file import write_whole
 
 OnChange = Callable[[StackState], None]
-STOP_TIMEOUT_S: Final = 60.0
+_STOP_TIMEOUT_S: Final = 60.0  # and three times what a request may take: to drain, and to end
 _POLL_S: Final = 0.05
 
 
@@ -70,7 +70,7 @@ def start_stack(
         (folder / "state.json").unlink(missing_ok=True)
         process = _spawn_supervisor(settings, servers, folder, owned=owned)
         try:
-            state = _until_settled(process, folder, on_change)
+            state = _until_ready(process, folder, on_change)
             if not state.ready:
                 raise DeploymentError(_why(state, folder))
         except BaseException:
@@ -93,13 +93,13 @@ def stop_stack(folder: Path = STACK, on_change: OnChange = lambda _: None) -> bo
             remove_scratch(folder / server)
         return False
     supervisor.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + STOP_TIMEOUT_S
+    assert state is not None
+    timeout_s = _STOP_TIMEOUT_S + 3 * state.settings.request_timeout_s
+    deadline = time.monotonic() + timeout_s
     last = None
     while supervisor.is_running() and supervisor.status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > deadline:
-            raise DeploymentError(
-                f"the supervisor (pid {supervisor.pid}) has not stopped within {STOP_TIMEOUT_S:.0f} s"
-            )
+            raise DeploymentError(f"the supervisor (pid {supervisor.pid}) has not stopped within {timeout_s:.0f} s")
         state = read_state(folder)
         if state is not None and state != last:
             on_change(state)
@@ -183,7 +183,7 @@ def _spawn_supervisor(
     return process
 
 
-def _until_settled(process: subprocess.Popen[bytes], folder: Path, on_change: OnChange) -> StackState:
+def _until_ready(process: subprocess.Popen[bytes], folder: Path, on_change: OnChange) -> StackState:
     last: StackState | None = None
     while True:
         ended = process.poll() is not None
@@ -191,7 +191,7 @@ def _until_settled(process: subprocess.Popen[bytes], folder: Path, on_change: On
         if state is not None and state != last:
             on_change(state)
             last = state
-            if state.settled or any(server.phase == "failed" for server in state.servers.values()):
+            if state.ready or any(server.phase == "failed" for server in state.servers.values()):
                 return state
         if ended:
             raise DeploymentError(f"the supervisor ended while starting:\n{_tail(folder / 'supervisor.log')}")

@@ -17,7 +17,7 @@ from serving.errors import DeploymentError, TridentError
 from serving.runtimes import artefact_for
 from serving.server_plan import ServerName, ServerPlan
 from serving.settings import ServingSettings
-from serving.stack.canary import canary_fault
+from serving.stack.canary import Canary
 from serving.stack.state import RolloutPhase
 
 log = logging.getLogger("trident.rollout")
@@ -45,11 +45,12 @@ def roll_out(
         raise
     on_phase("switching")
     switched: list[ServerName] = []
+    canary = Canary([new], settings)
     try:
         for server, plan in plans.items():
             switched.append(server)
             plan.versions.make_default(new)
-            fault = canary_fault(plan.endpoint, [new], settings, busy_is_well=True)
+            fault = canary.fault(plan.endpoint, busy_is_well=True)
             if fault:
                 raise DeploymentError(f"{server}, after the switch: {fault}")
             on_step(server, "switched")
@@ -79,9 +80,10 @@ def _everywhere(plans: Plans, on_step: OnStep, done: str, step: Callable[[Server
     def attempt(server: ServerName) -> str:
         try:
             step(server, plans[server])
-        except (TridentError, OSError) as error:
+        except Exception as error:  # also what nobody foresaw must not leave the new version half loaded
+            log.warning("%s: %r", server, error)
             on_step(server, f"failed: {error}")
-            return f"{server}: {error}"
+            return f"{server}: {error or type(error).__name__}"
         on_step(server, done)
         return ""
 

@@ -67,11 +67,6 @@ class StackState(BaseModel):
     servers: dict[ServerName, ServerState]
 
     @property
-    def settled(self) -> bool:
-        """Every server is up or failed."""
-        return all(server.phase in (*UP, "failed") for server in self.servers.values())
-
-    @property
     def ready(self) -> bool:
         """Every server is ready."""
         return all(server.phase == "ready" for server in self.servers.values())

@@ -16,9 +16,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import psutil
 
@@ -28,7 +27,7 @@ from serving.fastapi_server.launch import plan_fastapi
 from serving.processes import adopt_orphans
 from serving.server_plan import Care, ServerName, ServerPlan
 from serving.settings import ServingSettings, load_settings
-from serving.stack.canary import canary_fault
+from serving.stack.canary import Canary
 from serving.stack.child import Child
 from serving.stack.rollout import roll_out
 from serving.stack.state import (
@@ -56,6 +55,8 @@ WATCH_S: Final = 1.0  # how often a server's workers are counted
 CANARY_S: Final = 5.0  # how often it is asked a real question
 MAX_SILENT: Final = 3  # questions without a right answer, one after another, after which it is started again
 
+Checked = TypeVar("Checked")
+
 log = logging.getLogger("trident.supervisor")
 
 
@@ -73,6 +74,7 @@ class Supervisor:
         self._plans: dict[ServerName, ServerPlan] = {}
         self._planned: dict[ServerName, list[str]] = {}  # for which bundles
         self._rolling = False
+        self._canary: Canary | None = None
         self.state = StackState(
             pid=os.getpid(),
             process_created=psutil.Process().create_time(),
@@ -132,7 +134,7 @@ class Supervisor:
         care = plan.care(child.pid)
         ready_at = math.inf
         try:
-            why = await self._until_ready(child, plan)
+            why = await self._until_ready(server, child, plan, care if was_ready else None)
             if why and not was_ready:
                 self._note(server, phase="failed", message=why)
                 return False
@@ -155,20 +157,26 @@ class Supervisor:
         await _first(asyncio.sleep(min(8.0, 0.125 * 2**restarts)), self.stop.wait())
         return True
 
-    async def _until_ready(self, child: Child, plan: ServerPlan) -> str:
-        """Wait for workers and a right answer. Returns what went wrong, or '' (also when it is to stop)."""
+    async def _until_ready(self, server: ServerName, child: Child, plan: ServerPlan, care: Care | None) -> str:
+        """Wait for workers and a right answer. Returns what went wrong, or '' (also when it is to stop).
+
+        Args:
+            care: of a server that was ready before; its clients may be back before it is, so that it is busy at once.
+        """
         deadline = time.monotonic() + self.settings.start_timeout_s
         last = "it did not answer"
         while not self.stop.is_set():
             if child.exit_code is not None:
                 return f"ended with {child.exit_code} while starting"
+            if not self._rolling and self._planned.get(server) != [bundle.name for bundle in self.bundles]:
+                return "what is to be served has changed meanwhile"
             try:
-                if await asyncio.to_thread(plan.workers_ready):
-                    last = await asyncio.to_thread(canary_fault, plan.endpoint, self.bundles, self.settings)
+                if await self._unless_stopped(plan.workers_ready, False):
+                    last = await self._unless_stopped(lambda: self._canary_fault(plan, care), "")
                     if not last:
                         return ""
-            except (OSError, ValueError, TridentError) as error:  # not listening yet
-                last = str(error)
+            except Exception as error:  # it does not listen yet, or breaks off
+                last = str(error) or type(error).__name__
             if time.monotonic() > deadline:
                 return f"not ready after {self.settings.start_timeout_s:.0f} s: {last}"
             await asyncio.sleep(POLL_S)
@@ -178,7 +186,7 @@ class Supervisor:
         """Look after a server that was ready, until it ends, is to stop, or cannot be mended. Returns why it is to be
         started again.
         """
-        silent, checked = 0, time.monotonic()
+        silent, checked, broken_since = 0, time.monotonic(), math.inf
         while True:
             await _first(child.wait(), self.stop.wait(), asyncio.sleep(WATCH_S))
             if child.exit_code is not None:
@@ -188,11 +196,11 @@ class Supervisor:
             if self._rolling:
                 continue
             state = self.state.servers[server]
-            broken = await self._try(care.fault)
+            broken = await self._try(lambda: care.fault(self.bundles))
+            broken_since = min(broken_since, time.monotonic()) if broken else math.inf
             wrong = ""
             if broken or state.phase == "degraded" or time.monotonic() - checked > CANARY_S:
-                ask = partial(canary_fault, busy_is_well=True, answered=care.answered)
-                wrong = await asyncio.to_thread(ask, plan.endpoint, self.bundles, self.settings)
+                wrong = await self._try(lambda: self._canary_fault(plan, care))
                 checked = time.monotonic()
             silent = silent + 1 if wrong else 0
             if not broken and not wrong:
@@ -200,20 +208,40 @@ class Supervisor:
                     self._note(server, phase="ready", message="")
                 continue
             self._note(server, phase="degraded", message=broken or wrong)
-            mended = await self._try(care.mend)
+            mended = await self._try(lambda: care.mend(self.bundles))
             if mended:
                 self._note(server, message=f"{broken or wrong}: {mended}", mended=state.mended + 1)
-            elif silent >= MAX_SILENT and child.exit_code is None:
+            hopeless = time.monotonic() - broken_since > self.settings.start_timeout_s
+            if (hopeless or (silent >= MAX_SILENT and not mended)) and child.exit_code is None:
                 self._planned.pop(server, None)  # perhaps its files are not what they were: write them again
-                return wrong
+                return wrong or broken
 
-    async def _try(self, action: Callable[[Sequence[Bundle]], str]) -> str:
-        """What a server's care says; '' if the server cannot be asked (then the canary finds out)."""
+    def _canary_fault(self, plan: ServerPlan, care: Care | None) -> str:
+        """With its care, the server may be busy."""
+        if self._canary is None:
+            self._canary = Canary(self.bundles, self.settings)
+        if care is None:
+            return self._canary.fault(plan.endpoint)
+        return self._canary.fault(plan.endpoint, busy_is_well=True, answered=care.answered)
+
+    async def _try(self, check: Callable[[], str]) -> str:
+        """What a check says; '' if it cannot be made: no reason to end a server that may be well."""
         try:
-            return await asyncio.to_thread(action, self.bundles)
-        except (TridentError, OSError, ValueError) as error:
-            log.warning("%s: %s", getattr(action, "__qualname__", action), error)
+            return await self._unless_stopped(check, "")
+        except Exception as error:
+            log.warning("a check failed: %r", error)
             return ""
+
+    async def _unless_stopped(self, check: Callable[[], Checked], otherwise: Checked) -> Checked:
+        """What a blocking call returns, or `otherwise` if the stack is to stop first: then it ends by itself, with the
+        server.
+        """
+        checking = asyncio.ensure_future(asyncio.to_thread(check))
+        await _first(asyncio.wait((checking,)), self.stop.wait())
+        if checking.done():
+            return checking.result()
+        checking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return otherwise
 
     async def _drain(self, server: ServerName, child: Child, care: Care) -> None:
         """Give the server the time to answer what it took."""
@@ -254,14 +282,17 @@ class Supervisor:
             old = self._replaced_by(new)
             await asyncio.to_thread(roll_out, self._plans, old, new, self.settings, on_phase, on_step)
         except TridentError as error:
+            self._planned.clear()  # who starts again writes its files again: nothing of the new version must be left
             self._change_rollout({"phase": "refused", "message": error.message})
         except Exception as error:
             log.exception("the rollout of %s failed", path)
+            self._planned.clear()
             self._change_rollout({"phase": "refused", "message": f"{type(error).__name__}: {error}"})
         else:
             self.bundles = [new if bundle is old else bundle for bundle in self.bundles]
             self.state.bundles = [bundle.path for bundle in self.bundles]
             self.state.previous = old.path
+            self._canary = None
             await asyncio.sleep(0)  # the last steps
             self._change_rollout({"phase": "done"})
         finally:
@@ -289,12 +320,18 @@ class Supervisor:
     def _note_rollout(self, rollout: RolloutState) -> None:
         self.state.rollout = rollout
         log.info("rollout of %s: %s %s %s", rollout.bundle, rollout.phase, rollout.steps, rollout.message)
-        write_state(self.state, self.folder)
+        self._write_state()
 
     def _note(self, server: ServerName, **changes: object) -> None:
         self.state.servers[server] = ServerState.model_validate(self.state.servers[server].model_dump() | changes)
         log.info("%s: %s", server, ", ".join(f"{key}={value}" for key, value in changes.items() if key != "endpoint"))
-        write_state(self.state, self.folder)
+        self._write_state()
+
+    def _write_state(self) -> None:
+        try:
+            write_state(self.state, self.folder)
+        except OSError as error:  # a full disk must not end what runs; the next change is written again
+            log.warning("the state could not be written: %s", error)
 
 
 async def _first(*awaitables: object) -> None:

@@ -4,21 +4,16 @@ A killed worker is restarted by TorchServe itself, for `maxRetryTimeoutInSec`; t
 stays healthy for long and requests queue up behind nobody. And SIGTERM cuts requests off.
 """
 
-import math
-import re
 import time
-import urllib.request
 from collections.abc import Sequence
-from http.client import HTTPException
 from typing import Final
 
 from serving.bundle import Bundle
 from serving.server_api import call
 from serving.settings import ServerSettings
-from serving.torchserve_server.versions import drain, ready_workers
+from serving.torchserve_server.versions import drain, handler_metric, ready_workers
 
 PATIENCE_S: Final = 20.0  # a worker that TorchServe restarts is back sooner
-_METRICS_TIMEOUT_S: Final = 2.0
 
 
 class TorchserveCare:
@@ -56,16 +51,9 @@ class TorchserveCare:
         gRPC out. It keeps a question in its queue for any time, so that silence alone does not tell a busy server from
         a dead one.
         """
-        try:
-            with urllib.request.urlopen(self._metrics_url, timeout=_METRICS_TIMEOUT_S) as response:  # noqa: S310
-                text = response.read().decode()
-        except (OSError, HTTPException):
-            return math.nan
-        model = re.escape(bundle.manifest.model)  # it has no version
-        pattern = rf'^trident_inference_seconds_count\{{.*ModelName="{model}".*\}} (\S+)$'
-        return sum(map(float, re.findall(pattern, text, re.MULTILINE)))
+        return handler_metric(self._metrics_url, "trident_inference_seconds_count", bundle)
 
     def drain(self, bundles: Sequence[Bundle]) -> None:
         """Until nothing waits."""
         for bundle in bundles:
-            drain(self._management, bundle, self._settings)
+            drain(self._management, self._metrics_url, bundle, self._settings, self._settings.request_timeout_s)

@@ -69,7 +69,13 @@ class TridentHandler:
                 log.exception("internal error")
                 answers[index] = _refuse(context, index, TridentError("the server failed; its log says why"))
         if members:
-            self._infer(members, answers, context)
+            try:
+                self._infer(members, answers, context)
+            except Exception:  # raised, TorchServe would say 503, as it does when it is busy
+                log.exception("internal error")
+                failed = TridentError("the server failed; its log says why")
+                for index, _, _ in members:
+                    answers[index] = _refuse(context, index, failed)
         _observe(context, "trident_handler_seconds", time.perf_counter() - began)
         return answers
 

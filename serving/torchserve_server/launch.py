@@ -87,7 +87,7 @@ def plan_torchserve(settings: ServingSettings, bundles: Sequence[Bundle], folder
         environment=environment,
         folder=folder,
         workers_ready=lambda: all(workers_ready(management, bundle, settings.workers) for bundle in bundles),
-        versions=TorchserveVersions(management, store, settings),
+        versions=TorchserveVersions(management, metrics_url, store, settings),
         care=lambda _pid: TorchserveCare(management, metrics_url, settings),
         before_start=lambda: make_scratch_folder(folder),  # a killed JVM leaves sockets and unpacked models
         cleanup=lambda: remove_scratch(folder),

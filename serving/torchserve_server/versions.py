@@ -1,26 +1,29 @@
 """The versions in a running TorchServe, by its management API."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any, Final
 
 from serving.bundle import Bundle
 from serving.errors import DeploymentError
-from serving.server_api import call
+from serving.server_api import call, counted
 from serving.settings import ServerSettings
 from serving.torchserve_server.archive import archive_name, build_archive
 from serving.torchserve_server.configuration import model_config
 
 _POLL_S: Final = 0.05
 _IDLE_S: Final = 0.5
-_IDLE_S_PER_PICTURE: Final = 0.1
+_SECONDS_PER_BATCH: Final = 0.1  # where nothing is known
+_PATIENCE: Final = 6  # times `request_timeout_s`: TorchServe lets a request wait for any time
 
 
 class TorchserveVersions:
     """`serving.server_plan.Versions`."""
 
-    def __init__(self, management: str, store: Path, settings: ServerSettings) -> None:
+    def __init__(self, management: str, metrics_url: str, store: Path, settings: ServerSettings) -> None:
         self._management = management
+        self._metrics_url = metrics_url
         self._store = store
         self._settings = settings
 
@@ -51,7 +54,8 @@ class TorchserveVersions:
 
     def unload(self, bundle: Bundle) -> None:
         """Wait until its queue is empty and its workers idle, then unregister it."""
-        drain(self._management, bundle, self._settings)
+        timeout_s = _PATIENCE * self._settings.request_timeout_s
+        drain(self._management, self._metrics_url, bundle, self._settings, timeout_s)
         call("DELETE", self._url(bundle), timeout_s=self._settings.request_timeout_s + 30)
         (self._store / archive_name(bundle)).unlink(missing_ok=True)
 
@@ -83,18 +87,37 @@ def workers_ready(management: str, bundle: Bundle, workers: int) -> bool:
     return ready_workers(management, bundle) >= workers
 
 
-def drain(management: str, bundle: Bundle, settings: ServerSettings) -> None:
-    """Wait until nothing has waited for a while; at most `request_timeout_s`. TorchServe tells what waits, not what runs:
-    hence the while, in which a batch that runs is done, at a tenth of a second per picture.
+def drain(management: str, metrics_url: str, bundle: Bundle, settings: ServerSettings, timeout_s: float) -> None:
+    """Wait until nothing has waited for as long as a batch may take. TorchServe tells what waits, not what runs.
+
+    Raises:
+        DeploymentError: something still waits after `timeout_s`.
     """
-    idle_s = min(_IDLE_S + _IDLE_S_PER_PICTURE * settings.max_batch_size, settings.request_timeout_s)
-    deadline = time.monotonic() + settings.request_timeout_s
+    idle_s = min(
+        _IDLE_S + settings.max_batch_size * _seconds_per_batch(metrics_url, bundle), settings.request_timeout_s
+    )
+    deadline = time.monotonic() + timeout_s
     empty_since = None
-    while (now := time.monotonic()) < deadline:
-        if describe(management, bundle)["jobQueueStatus"]["pendingRequests"]:
+    while True:
+        now = time.monotonic()
+        waiting = describe(management, bundle)["jobQueueStatus"]["pendingRequests"]
+        if waiting:
             empty_since = None
+            if now > deadline:
+                raise DeploymentError(f"{waiting} requests to {bundle.name} still wait after {timeout_s:.0f} s")
         elif empty_since is None:
             empty_since = now
         elif now - empty_since > idle_s:
             return
         time.sleep(_POLL_S)
+
+
+def handler_metric(metrics_url: str, name: str, bundle: Bundle) -> float:
+    """What our handler counted for a model (all its versions); NaN if TorchServe cannot be asked."""
+    return counted(metrics_url, rf'{name}\{{.*ModelName="{re.escape(bundle.manifest.model)}".*\}}')
+
+
+def _seconds_per_batch(metrics_url: str, bundle: Bundle) -> float:
+    """The mean so far: the largest batch takes at most as many times as long as it has pictures."""
+    total, count = (handler_metric(metrics_url, f"trident_handler_seconds_{part}", bundle) for part in ("sum", "count"))
+    return total / count if count > 0 else _SECONDS_PER_BATCH

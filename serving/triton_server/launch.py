@@ -18,7 +18,8 @@ from serving.bundle import Bundle
 from serving.clients.wire import API_KEY_HEADER
 from serving.errors import DeploymentError
 from serving.scratch import SHARED_MEMORY, remove_scratch, scratch_name
-from serving.server_plan import Endpoint, ServerPlan, answers_200
+from serving.server_api import fetch
+from serving.server_plan import Endpoint, ServerPlan
 from serving.settings import ServingSettings
 from serving.triton_server.care import TritonCare
 from serving.triton_server.control import TritonControl
@@ -143,7 +144,7 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
         command=command,
         environment=variables,
         folder=folder,
-        workers_ready=lambda: answers_200(f"{url}/v2/health/ready"),
+        workers_ready=lambda: fetch(f"{url}/v2/health/ready")[0] == 200,
         versions=TritonVersions(control, repository, settings, shared_prefix),
         care=lambda pid: TritonCare(pid, control, repository, native=settings.triton_home is not None),
         before_start=lambda: remove_scratch(folder),
