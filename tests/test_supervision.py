@@ -212,6 +212,18 @@ def test_a_503_of_a_server_that_answers_nobody_is_a_fault(supervise: Supervise, 
     supervise(story)
 
 
+def test_a_server_that_lacks_workers_has_time_to_get_them(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        (folder / "hopeless").touch()
+        refuse(folder, 503, FULL)
+        until_refused(folder, module.MAX_SILENT + 2)
+        state = until(folder, lambda _: True)
+        assert (state.phase, state.pid, state.restarts) == ("degraded", pid, 0)
+
+    supervise(story)
+
+
 def test_a_full_queue_of_a_server_that_answers_others_is_none(supervise: Supervise) -> None:
     def story(folder: Path) -> None:
         pid = until(folder, lambda server: server.phase == "ready").pid

@@ -130,10 +130,11 @@ def test_a_default_without_a_rate(
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(1800)
 def test_a_server_is_tuned(digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIDENT_CORES", f"[{min(os.sched_getaffinity(0))}]")
     quick = ("--duration-s", "0.3", "--warmup-max-s", "0.5", "--slo-ms", "200")
-    done = trident("tune", "--servers", "fastapi", "--model", str(digits.path), *quick, cwd=tmp_path, timeout=500)
+    done = trident("tune", "--servers", "fastapi", "--model", str(digits.path), *quick, cwd=tmp_path, timeout=1500)
     assert done.returncode == 0, done.stderr
     assert "fastapi: 4 candidates" in done.stdout
     (folder,) = tmp_path.glob("artifacts/results/*-tune-fastapi-digits")

@@ -48,12 +48,20 @@ class Canary:
             versions = [bundle.manifest.version, *([None] if default[bundle.manifest.model] is bundle else [])]
             self._questions += [_Question(bundle, version, name, picture, expected, tolerance) for version in versions]
 
-    def fault(self, endpoint: Endpoint, *, busy_is_well: bool = False, answered: Answered = lambda _: 0.0) -> str:
+    def fault(
+        self,
+        endpoint: Endpoint,
+        *,
+        busy_is_well: bool = False,
+        broken: bool = False,
+        answered: Answered = lambda _: 0.0,
+    ) -> str:
         """'' if the server gives the golden answers, else what is wrong.
 
         Args:
             busy_is_well: a server is in order that refuses because its queue is full, or too long to be in time, or
                 that does not answer at all, but answers others meanwhile. One such answer ends the round.
+            broken: it is known to lack workers, so that a 503 says nothing new.
             answered: `serving.server_plan.Care.answered`.
         """
         for question in self._questions:
@@ -61,10 +69,10 @@ class Canary:
             try:
                 fault = self._ask(endpoint, question)
             except RefusedError as error:
-                busy = is_busy(error.code, error.body, None) or (
-                    error.code == UnavailableError.status and self._answers_others(question.bundle, before, answered)
-                )
-                if busy_is_well and busy:
+                full = is_busy(error.code, error.body, None)
+                if not full and error.code == UnavailableError.status:
+                    full = broken or self._answers_others(question.bundle, before, answered)
+                if busy_is_well and full:
                     return ""
                 fault = error.message
             except UnreachableError as error:

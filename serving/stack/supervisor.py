@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -200,7 +201,7 @@ class Supervisor:
             broken_since = min(broken_since, time.monotonic()) if broken else math.inf
             wrong = ""
             if broken or state.phase == "degraded" or time.monotonic() - checked > CANARY_S:
-                wrong = await self._try(lambda: self._canary_fault(plan, care))
+                wrong = await self._try(partial(self._canary_fault, plan, care, broken=bool(broken)))
                 checked = time.monotonic()
             silent = silent + 1 if wrong else 0
             if not broken and not wrong:
@@ -216,13 +217,13 @@ class Supervisor:
                 self._planned.pop(server, None)  # perhaps its files are not what they were: write them again
                 return wrong or broken
 
-    def _canary_fault(self, plan: ServerPlan, care: Care | None) -> str:
+    def _canary_fault(self, plan: ServerPlan, care: Care | None, *, broken: bool = False) -> str:
         """With its care, the server may be busy."""
         if self._canary is None:
             self._canary = Canary(self.bundles, self.settings)
         if care is None:
             return self._canary.fault(plan.endpoint)
-        return self._canary.fault(plan.endpoint, busy_is_well=True, answered=care.answered)
+        return self._canary.fault(plan.endpoint, busy_is_well=True, broken=broken, answered=care.answered)
 
     async def _try(self, check: Callable[[], str]) -> str:
         """What a check says; '' if it cannot be made: no reason to end a server that may be well."""
