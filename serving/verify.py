@@ -128,7 +128,7 @@ def verify(
     check("top_k = 0", lambda: _refused(lane, picture, top_k=0))
     check("unknown model", lambda: _refused(lane, picture, model="nobody", statuses=(404,)))
     check("unknown version", lambda: _refused(lane, picture, version=_NO_SUCH_VERSION, statuses=(404,)))
-    check("a bad one among good ones", lambda: _independent(lane, picture))
+    check("a bad one among good ones", lambda: _independent(lane, golden))
     check("health", lambda: _health(lane))
     check("metrics", lambda: _metrics(lane, picture))
     again = _compared(lane, golden)
@@ -222,23 +222,17 @@ def _refused(
     return False, f"answered {answer.top.label!r}"
 
 
-def _independent(lane: Lane, picture: bytes) -> Outcome:
-    """Requests that run at the same time, one of them broken: it fails alone."""
-    pictures = [picture] * (_TOGETHER - 1)
-    pictures.insert(_TOGETHER // 2, picture[: len(picture) // 2])
-
-    def ask(data: bytes) -> str:
-        try:
-            with lane.client() as client:
-                client.predict(data, 1)
-        except TridentError as error:
-            return error.message
-        return ""
-
+def _independent(lane: Lane, golden: Sequence[tuple[str, bytes, Probabilities]]) -> Outcome:
+    """Requests that run at the same time, one of them broken: it alone fails, as the client's fault."""
+    good = [golden[number % len(golden)] for number in range(_TOGETHER - 1)]
+    picture = golden[0][1]
     with ThreadPoolExecutor(_TOGETHER) as pool:
-        errors = list(pool.map(ask, pictures))
-    hurt = [error for error, data in zip(errors, pictures, strict=True) if error and data is picture]
-    return not hurt and any(errors), hurt[0] if hurt else "the others were answered"
+        answers = [pool.submit(_compared, lane, [one]) for one in good[: _TOGETHER // 2]]
+        broken = pool.submit(_refused, lane, picture[: len(picture) // 2])
+        answers += [pool.submit(_compared, lane, [one]) for one in good[_TOGETHER // 2 :]]
+    right, others = _all_right([one for answer in answers for one in answer.result()], lambda one: one.fault)
+    refused, detail = broken.result()
+    return right and refused, f"the bad one: {detail}" if right else f"the good ones: {others}"
 
 
 # --- what operators see

@@ -1,5 +1,6 @@
 """`trident verify` against a real FastAPI service that is right, and whose bundle is not the one that is expected."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,9 @@ import pytest
 
 from serving import verify as module
 from serving.bundle import Bundle
+from serving.clients.client import Reply
+from serving.clients.http_client import HttpClient
+from serving.clients.wire import RefusedError
 from serving.odd_pictures import odd_pictures
 from serving.server_plan import Endpoint
 from serving.settings import ServingSettings
@@ -33,7 +37,8 @@ def expecting(bundle: Bundle, **changes: Any) -> Bundle:
     return Bundle(bundle.path, bundle.manifest.model_copy(update=changes))
 
 
-ALWAYS = {"golden answers again"}  # whatever is wrong with the golden answers is wrong with them again
+# Whatever is wrong with the golden answers is wrong with them in company, and again.
+ALWAYS = {"a bad one among good ones", "golden answers again"}
 
 
 def test_all_green(service: Endpoint, digits: Bundle) -> None:
@@ -70,6 +75,37 @@ def test_a_version_that_is_not_there(service: Endpoint, digits: Bundle) -> None:
 def test_a_version_that_is_not_the_default(service: Endpoint, digits: Bundle) -> None:
     checks = {check.name: check.passed for check in verify(service, "http", digits, is_default=False)}
     assert checks["default version"] is None
+
+
+@pytest.mark.parametrize(
+    ("victim", "fate"),
+    [
+        pytest.param(0, 422, id="a good one fails too"),
+        pytest.param(0, 1, id="a good one gets the answer to another"),
+        pytest.param(-1, 500, id="the bad one is called the server's fault"),
+        pytest.param(-1, 0, id="the bad one is answered"),
+    ],
+)
+def test_a_bad_one_must_fail_alone_and_as_the_clients_fault(
+    victim: int, fate: int, service: Endpoint, digits: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes along with others, and so from a thread of its own, is refused, or answered as another picture."""
+    pictures = [data for _, data in digits.golden_pictures()]
+    pictures.append(pictures[0][: len(pictures[0]) // 2])
+
+    class InACrowd(HttpClient):
+        def ask(self, picture: bytes, top_k: int | None = None) -> Reply:
+            if picture != pictures[victim] or threading.current_thread() is threading.main_thread():
+                return super().ask(picture, top_k)
+            if fate >= 400:
+                raise RefusedError(fate, f"HTTP {fate}")
+            return super().ask(pictures[fate], top_k)
+
+    def connect(endpoint: Endpoint, model: str, version: int | None, **_: Any) -> HttpClient:
+        return InACrowd(endpoint, model, version)
+
+    monkeypatch.setattr(module, "connect", connect)
+    assert red(verify(service, "http", digits)) == {"a bad one among good ones"}
 
 
 @pytest.mark.parametrize(("counted", "passed"), [([7, 7, 7, 8], True), ([7], False)])
