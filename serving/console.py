@@ -106,11 +106,13 @@ def deploy_bundle(bundle: Bundle, *, live: bool = False) -> bool:
 
 def _show_traffic(records: Mapping[str, Record]) -> bool:
     """A row per lane. True if nothing failed and nothing was wrong."""
-    table = plain_table("lane", "requests", "failed", "wrong", "answers by version", "slowest ms")
+    unchecked = any(record.unchecked for record in records.values())
+    columns = ("lane", "requests", "failed", "wrong", *(["unchecked"] if unchecked else []))
+    table = plain_table(*columns, "answers by version", "slowest ms")
     for name, record in records.items():
         versions = ", ".join(f"{version}: {count}" for version, count in sorted(record.versions.items()))
-        counts = [str(len(record.exchanges)), str(len(record.failed)), str(len(record.wrong))]
-        table.add_row(name, *counts, versions, f"{record.slowest_s * 1000:.0f}")
+        counted = [record.exchanges, record.failed, record.wrong, *([record.unchecked] if unchecked else [])]
+        table.add_row(name, *(str(len(some)) for some in counted), versions, f"{record.slowest_s * 1000:.0f}")
     console.print(table)
     faults = [
         f"{name}: {exchange.failed or exchange.wrong}"

@@ -67,6 +67,7 @@ def test_back_and_forth_under_load(running: StackState, folder: Path, versions: 
     for lane in traffic:
         assert not lane.record.failed, lane.record.failed[:3]
         assert not lane.record.wrong, lane.record.wrong[:3]
+        assert not lane.record.unchecked, lane.record.unchecked[:3]
         assert set(lane.record.versions) == {1, 2}
 
 

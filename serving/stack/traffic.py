@@ -27,13 +27,16 @@ _PAUSE_S: Final = 0.02  # after a failure
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request: when it was sent and done (monotonic seconds), who answered, and what was wrong ('' if nothing)."""
+    """One request: when it was sent and done (monotonic seconds), who answered, and what was wrong ('' if nothing).
+    It is unchecked if the version that answered has no golden answer to that picture.
+    """
 
     sent: float
     done: float
     version: int | None
     failed: str = ""
     wrong: str = ""
+    unchecked: bool = False
 
 
 @dataclass
@@ -51,6 +54,11 @@ class Record:
     def wrong(self) -> list[Exchange]:
         """Answered, but not as the golden answers say."""
         return [exchange for exchange in self.exchanges if exchange.wrong]
+
+    @property
+    def unchecked(self) -> list[Exchange]:
+        """Answered, nobody knows how well."""
+        return [exchange for exchange in self.exchanges if exchange.unchecked]
 
     @property
     def versions(self) -> Counter[int]:
@@ -124,18 +132,20 @@ class Traffic:
                     self._stop.wait(_PAUSE_S)
                     continue
                 done = time.monotonic()
-                exchange = Exchange(sent, done, answer.version, wrong=self._fault(answer, picture))
+                fault = self._fault(answer, picture)
+                exchange = Exchange(sent, done, answer.version, wrong=fault or "", unchecked=fault is None)
                 self.record.exchanges.append(exchange)
                 if self._pause_s:
                     self._stop.wait(self._pause_s)
 
-    def _fault(self, answer: Prediction, picture: bytes) -> str:
+    def _fault(self, answer: Prediction, picture: bytes) -> str | None:
+        """What is wrong with an answer, '' if nothing, None if there is no golden one."""
         golden = self._golden.get(answer.version)
         if golden is None:
             return f"answered by version {answer.version}"
         expected = golden.get(picture)
-        if expected is None:  # no golden picture of that version
-            return ""
+        if expected is None:
+            return None
         got = np.full(len(expected), np.nan)
         for entry in answer.predictions:
             if entry.class_id < len(expected):
