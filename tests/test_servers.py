@@ -268,6 +268,7 @@ def test_keys_are_asked_for_by_all_three(digits: Bundle, tmp_path: Path) -> None
     keys = (SecretStr("first-key"), SecretStr("second"))
     settings = ServingSettings(bundles=digits.path.parents[1], models=(str(digits.path),), api_keys=keys)
     picture = digits.golden_pictures()[0][1]
+    refused = set()
     with running_stack(settings, SERVERS, tmp_path) as state:
         for endpoint in state.endpoints():
             for protocol in endpoint.protocols:
@@ -279,7 +280,14 @@ def test_keys_are_asked_for_by_all_three(digits: Bundle, tmp_path: Path) -> None
                         pytest.raises(RefusedError) as caught,
                     ):
                         client.predict(picture)
-                    assert caught.value.code in (401, 403, 503)
+                    refused.add((f"{endpoint.server} {protocol}", caught.value.code))
+    assert refused == {
+        ("fastapi http", 401),
+        ("torchserve http", 401),
+        ("torchserve grpc", 401),
+        ("triton http", 403),
+        ("triton grpc", 503),  # UNAVAILABLE, whatever the key
+    }
 
 
 def test_bench_measures_all_three(running: StackState, folder: Path) -> None:

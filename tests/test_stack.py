@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from serving.errors import DeploymentError
 from serving.processes import adopt_orphans
@@ -157,6 +159,36 @@ def test_a_server_that_cannot_start_is_explained_and_nothing_stays(tmp_path: Pat
     with pytest.raises(DeploymentError, match=r"triton failed: Triton's environment is missing"):
         start_stack(broken, ["triton"], tmp_path, choose_ports=True)
     assert current_stack(tmp_path) is None
+
+
+@pytest.fixture
+def taken(settings: ServingSettings) -> Iterator[ServingSettings]:
+    """Settings with a port that is in use: the next thing after `host` that is looked at, so that nothing starts."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ports = free_ports().model_copy(update={"fastapi": server.getsockname()[1]})
+        yield settings.model_copy(update={"ports": ports})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "a-name"])
+def test_nothing_listens_beyond_this_machine_without_keys(host: str, tmp_path: Path, taken: ServingSettings) -> None:
+    with pytest.raises(DeploymentError, match=rf"host = {host} .*set api_keys, or trust_network"):
+        start_stack(taken.model_copy(update={"host": host}), ["fastapi"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [
+        {"host": "0.0.0.0", "api_keys": (SecretStr("key"),)},
+        {"host": "0.0.0.0", "trust_network": True},
+        {"host": "127.0.0.1"},
+        {"host": "localhost"},
+    ],
+)
+def test_with_keys_or_trust_it_may_and_on_loopback_always(
+    allowed: dict[str, object], tmp_path: Path, taken: ServingSettings
+) -> None:
+    with pytest.raises(DeploymentError, match="already in use"):
+        start_stack(taken.model_copy(update=allowed), ["fastapi"], tmp_path)
 
 
 def test_server_names() -> None:
