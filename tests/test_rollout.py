@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -79,7 +80,10 @@ def test_deploy_then_rollback_by_the_command_line(running: StackState, folder: P
     assert f"digits:{other} answers" in done.stdout
     assert "triton grpc" in done.stdout
     assert trident("verify", cwd=folder).returncode == 0
-    trident("rollback", cwd=folder, check=True)
+    back = trident("rollback", "--live", cwd=folder, check=True)  # the exit code is 1 if anything failed
+    assert f"digits:{served} answers" in back.stdout
+    for lane in ("fastapi http", "torchserve http", "torchserve grpc", "triton http", "triton grpc"):
+        assert re.search(rf"{lane} +[1-9]\d* +0 +0 +1: [1-9]\d*, 2: [1-9]", back.stdout), back.stdout
     assert [path.name for path in now(folder).bundles] == [str(served)]
 
 
