@@ -1,0 +1,66 @@
+"""Many requests at once: all of them are on their way before the first answer is read."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
+
+import grpc
+
+from serving.clients.grpc_wire import GrpcWire
+from serving.clients.wire import HttpRequest
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, of what kind (an HTTP status, or a gRPC code and its details), and when."""
+
+    code: int | str
+    headers: dict[str, str]
+    body: bytes
+    sent: float
+    came: float
+
+    @property
+    def seconds(self) -> float:
+        return self.came - self.sent
+
+
+def burst(url: str, requests: Sequence[HttpRequest]) -> list[Answer]:
+    """Each on a connection of its own; the answers in the order of the requests."""
+    with ExitStack() as stack, ThreadPoolExecutor(len(requests)) as pool:
+        connections = [stack.enter_context(closing(HTTPConnection(urlsplit(url).netloc, timeout=60))) for _ in requests]
+        for connection in connections:
+            connection.connect()
+        sent = []
+        for connection, request in zip(connections, requests, strict=True):
+            connection.request("POST", request.path, request.body, dict(request.headers))
+            sent.append(time.monotonic())
+        return list(pool.map(_answer, connections, sent))
+
+
+def _answer(connection: HTTPConnection, sent: float) -> Answer:
+    with connection.getresponse() as response:
+        came = time.monotonic()
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status, headers, response.read(), sent, came)
+
+
+def grpc_burst(address: str, wire: GrpcWire, picture: bytes, count: int) -> list[Answer]:
+    """The same picture `count` times, over one channel."""
+    sent: dict[grpc.Future, float] = {}
+    came: dict[grpc.Future, float] = {}
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        grpc.channel_ready_future(channel).result(timeout=30)
+        ask, request = channel.unary_unary(wire.method), wire.request(picture)
+        for _ in range(count):
+            now = time.monotonic()
+            call = ask.future(request, timeout=60)
+            sent[call] = now
+            call.add_done_callback(lambda done: came.setdefault(done, time.monotonic()))
+        while len(came) < count:
+            time.sleep(0.001)
+        return [Answer(call.code().name, {}, (call.details() or "").encode(), sent[call], came[call]) for call in sent]
