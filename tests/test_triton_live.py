@@ -1,8 +1,9 @@
-"""One real Triton with a short queue."""
+"""One real Triton with a short queue: its warm-up, and its bound on what waits."""
 
 import itertools
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from serving.bundle import Bundle
@@ -24,6 +25,21 @@ def triton(digits: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with running_stack(settings, ["triton"], tmp_path_factory.mktemp("triton")) as state:
         (endpoint,) = state.endpoints()
         yield endpoint
+
+
+def executions(triton: Endpoint, model: str) -> dict[int, int]:
+    """How often a model ran, by batch size."""
+    (stats,) = httpx.get(f"{triton.url}/v2/models/{model}/stats").json()["model_stats"]
+    return {entry["batch_size"]: entry["compute_infer"]["count"] for entry in stats["batch_stats"]}
+
+
+def test_the_classifier_is_warm_before_anybody_asks(triton: Endpoint) -> None:
+    """The supervisor has asked, one picture at a time; what ran besides was the warm-up."""
+    asked = [executions(triton, ensemble) for ensemble in ("digits", "digits_v1")]
+    ran = executions(triton, "digits_v1_classifier")
+    assert all(set(sizes) == {1} for sizes in asked)
+    assert ran[1] > sum(sizes[1] for sizes in asked)
+    assert ran[4] >= 1
 
 
 def test_a_burst_beyond_triton_s_bound_is_refused_without_stalls(triton: Endpoint, digits: Bundle) -> None:
