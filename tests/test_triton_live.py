@@ -7,11 +7,13 @@ import httpx
 import pytest
 
 from serving.bundle import Bundle
+from serving.clients.grpc_wire import grpc_wire
 from serving.clients.wire import WIRES
 from serving.server_plan import Endpoint
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
-from tests.bursts import burst
+from tests.bursts import Answer, burst, grpc_burst
+from tests.pictures import encoded, gradient
 
 pytestmark = pytest.mark.integration
 
@@ -54,3 +56,31 @@ def test_a_burst_beyond_triton_s_bound_is_refused_without_stalls(triton: Endpoin
 
     # Those stalls came in every burst; on a busy machine anything may pause once.
     assert min(longest_pause() for _ in range(4)) < 0.45
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_refusals_do_not_wait_behind_work(triton: Endpoint, protocol: str) -> None:
+    """Pictures that are small to send and slow to decode: whoever is refused knows it while the others still wait."""
+    picture = encoded(gradient(2000, 2000))
+    assert triton.grpc is not None
+    address = triton.grpc
+
+    def answers() -> list[Answer]:
+        if protocol == "grpc":
+            return grpc_burst(address, grpc_wire("triton", "digits", 1), picture, 64)
+        return burst(triton.url, [WIRES["triton"]("digits", 1).request(picture)] * 64)
+
+    taken, refusal = ("OK", "UNAVAILABLE") if protocol == "grpc" else (200, 503)
+
+    def slowest_refusal() -> float:
+        """As a share of the slowest answer's time."""
+        found = answers()
+        assert {answer.code for answer in found} == {taken, refusal}
+        served = [answer for answer in found if answer.code == taken]
+        refused = [answer for answer in found if answer.code == refusal]
+        assert all(b"overloaded: 4 pictures wait already" in answer.body for answer in refused)
+        assert max(answer.came for answer in refused) < max(answer.came for answer in served)
+        return max(answer.seconds for answer in refused) / max(answer.seconds for answer in served)
+
+    # On a busy machine anything may pause once.
+    assert min(slowest_refusal() for _ in range(3)) < 0.5
