@@ -10,7 +10,8 @@ import pytest
 
 from serving.server_plan import SERVERS
 from serving.stack.control import current_stack
-from tests.workplace import processes_of, trident
+from tests.terminal import documented_curls, typed
+from tests.workplace import now, processes_of, trident
 
 pytestmark = pytest.mark.integration
 
@@ -50,6 +51,13 @@ def test_curl_in_three_forms(folder: Path) -> None:
     assert answers[0] == answers[1] == answers[2]
     assert answers[0][0][0] == "espresso"
     assert answers[0][0][1] > 0.8
+
+
+@pytest.mark.parametrize("command", documented_curls("README.md", "coffee.png"))
+def test_the_curl_of_the_readme_shows_an_espresso_on_a_terminal(folder: Path, command: str) -> None:
+    code, shown = typed(command, now(folder), folder)
+    assert code == 0, shown
+    assert '"predictions":[{"label":"espresso"' in shown
 
 
 def test_predict_shows_espresso_from_all_three(folder: Path) -> None:

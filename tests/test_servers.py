@@ -29,6 +29,7 @@ from serving.stack.control import running_stack
 from serving.stack.readback import read_back, wanted_settings
 from serving.stack.state import StackState
 from tests.bursts import burst
+from tests.terminal import documented_curls, typed
 from tests.workplace import leftovers_of, now, processes_of, trident
 
 pytestmark = pytest.mark.integration
@@ -180,6 +181,18 @@ def test_torchserve_reads_the_same_three_forms(running: StackState, digits: Bund
     ]
     assert [answer.status_code for answer in answers] == [200] * 3
     assert answers[0].json() == answers[1].json() == answers[2].json()
+
+
+@pytest.mark.parametrize("command", documented_curls("docs/servers.md", "picture.png"))
+def test_the_documented_curl_shows_its_answer_on_a_terminal(
+    running: StackState, digits: Bundle, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "picture.png").write_bytes(digits.golden_pictures()[3][1])
+    code, shown = typed(command, running, tmp_path)
+    assert code == 0, shown
+    label = digits.manifest.labels[int(digits.golden_probabilities()[3].argmax())]
+    asked = rf'"predictions":\[{{"label":"{label}"' if "picture.png" in command else "inference_(count|seconds)"
+    assert re.search(asked, shown), shown
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
