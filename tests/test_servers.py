@@ -23,6 +23,7 @@ from serving.bundle import Bundle
 from serving.clients.connect import connect
 from serving.clients.http_client import HttpClient
 from serving.clients.wire import WIRES, RefusedError
+from serving.scratch import SHARED_MEMORY, scratch_name
 from serving.server_plan import SERVERS, ServerName
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
@@ -98,6 +99,12 @@ def test_verify_is_green(running: StackState, folder: Path) -> None:
     done = trident("verify", cwd=folder)
     assert done.returncode == 0, done.stdout
     assert "FAILED" not in done.stdout
+
+
+def stubs_of(triton: int) -> set[int]:
+    """The processes of its python models."""
+    children = psutil.Process(triton).children(recursive=True)
+    return {child.pid for child in children if "triton_python_backend_stub" in child.cmdline()[0]}
 
 
 def metric(state: StackState, server: ServerName, name: str) -> float:
@@ -181,6 +188,36 @@ def test_torchserve_reads_the_same_three_forms(running: StackState, digits: Bund
     ]
     assert [answer.status_code for answer in answers] == [200] * 3
     assert answers[0].json() == answers[1].json() == answers[2].json()
+
+
+def test_large_pictures_at_once_leave_triton_s_shared_memory_as_it_was(
+    running: StackState, folder: Path, digits: Bundle
+) -> None:
+    wire = WIRES["triton"]("digits", 1)
+    size = running.settings.max_body_bytes - 64
+    pictures = [data.ljust(size, b"\0") for _, data in digits.golden_pictures()] * 4
+    before = now(folder).servers["triton"]
+    assert before.pid is not None
+    stubs = stubs_of(before.pid)
+
+    def after_a_burst() -> int:
+        answers = burst(url(running, "triton"), [wire.request(picture, 1) for picture in pictures])
+        assert {answer.code for answer in answers} <= {200, 503}
+        assert any(answer.code == 200 for answer in answers)
+        for answer, golden in zip(answers, itertools.cycle(digits.golden_probabilities())):
+            if answer.code == 200:
+                top = wire.prediction(200, answer.headers, answer.body).top
+                assert abs(top.probability - golden.max()) < 1e-4
+        regions = SHARED_MEMORY.glob(f"{scratch_name(folder / 'artifacts' / 'stack' / 'triton')}*")
+        return sum(region.stat().st_size for region in regions)
+
+    sizes = [after_a_burst(), after_a_burst()]
+    while sizes[-1] > sizes[-2]:  # more of them met in a process than before
+        assert len(sizes) < 6, sizes
+        sizes.append(after_a_burst())
+    state = now(folder).servers["triton"]
+    assert (stubs_of(before.pid), state.mended, state.restarts) == (stubs, before.mended, before.restarts)
+    assert trident("verify", "--servers", "triton", cwd=folder).returncode == 0
 
 
 @pytest.mark.parametrize("command", documented_curls("docs/servers.md", "picture.png"))
