@@ -24,6 +24,7 @@ from serving.clients.connect import connect
 from serving.clients.http_client import HttpClient
 from serving.clients.wire import WIRES, RefusedError
 from serving.scratch import SHARED_MEMORY, scratch_name
+from serving.server_api import call
 from serving.server_plan import SERVERS, ServerName
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
@@ -333,6 +334,24 @@ def test_a_killed_worker_of_torchserve_shows_and_comes_back(running: StackState,
         assert time.monotonic() < deadline, state
         time.sleep(0.05)
     assert (state.pid, state.restarts) == (before.pid, before.restarts)
+    assert trident("verify", "--servers", "torchserve", cwd=folder).returncode == 0
+
+
+def test_a_worker_that_torchserve_gave_up_is_brought_back(running: StackState, folder: Path) -> None:
+    before = now(folder).servers["torchserve"]
+    model = f"http://127.0.0.1:{running.settings.ports.torchserve_management}/models/digits/1"
+    call("PUT", f"{model}?min_worker=0&max_worker=0&synchronous=true")
+    deadline = time.monotonic() + 120
+    while now(folder).servers["torchserve"].phase != "degraded":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    done = trident("status", cwd=folder)
+    assert done.returncode == 1
+    assert "0 of 1 workers of digits:1" in done.stdout
+    while (state := now(folder).servers["torchserve"]).mended == before.mended or state.phase != "ready":
+        assert time.monotonic() < deadline, state
+        time.sleep(0.1)
+    assert (state.pid, state.mended, state.restarts) == (before.pid, before.mended + 1, before.restarts)
     assert trident("verify", "--servers", "torchserve", cwd=folder).returncode == 0
 
 
