@@ -1,11 +1,12 @@
 """Many requests at once: all of them are on their way before the first answer is read."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
@@ -29,9 +30,11 @@ class Answer:
         return self.came - self.sent
 
 
-def burst(url: str, requests: Sequence[HttpRequest]) -> list[Answer]:
-    """Each on a connection of its own; the answers in the order of the requests."""
-    with ExitStack() as stack, ThreadPoolExecutor(len(requests)) as pool:
+@contextmanager
+def under_way(url: str, requests: Sequence[HttpRequest]) -> Iterator[Callable[[], list[Answer]]]:
+    """Send, each on a connection of its own; what is handed out reads the answers, in the order of the requests."""
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(len(requests)))
         connections = [stack.enter_context(closing(HTTPConnection(urlsplit(url).netloc, timeout=60))) for _ in requests]
         for connection in connections:
             connection.connect()
@@ -39,7 +42,24 @@ def burst(url: str, requests: Sequence[HttpRequest]) -> list[Answer]:
         for connection, request in zip(connections, requests, strict=True):
             connection.request("POST", request.path, request.body, dict(request.headers))
             sent.append(time.monotonic())
-        return list(pool.map(_answer, connections, sent))
+        yield lambda: list(pool.map(_answer, connections, sent))
+
+
+def burst(url: str, requests: Sequence[HttpRequest]) -> list[Answer]:
+    """Send, and read the answers."""
+    with under_way(url, requests) as answers:
+        return answers()
+
+
+def unread(url: str) -> int:
+    """Bytes that are on their way to a server of this machine, which it has not read yet."""
+    port = f":{urlsplit(url).port:04X}"
+    total = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        local, remote, _, queues = line.split()[1:5]
+        sending, received = queues.split(":")
+        total += int(received, 16) * local.endswith(port) + int(sending, 16) * remote.endswith(port)
+    return total
 
 
 def _answer(connection: HTTPConnection, sent: float) -> Answer:

@@ -3,13 +3,18 @@
 import base64
 import json
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from serving.clients.wire import WIRES
 from serving.server_plan import SERVERS
-from serving.stack.control import current_stack
+from serving.stack.control import current_stack, stop_stack
+from tests.bursts import under_way, unread
 from tests.terminal import documented_curls, typed
 from tests.workplace import now, processes_of, trident
 
@@ -69,3 +74,28 @@ def test_predict_shows_espresso_from_all_three(folder: Path) -> None:
 
 def test_verify(folder: Path) -> None:
     assert trident("verify", cwd=folder).returncode == 0
+
+
+def test_what_was_taken_is_answered_when_the_stack_is_stopped(folder: Path) -> None:
+    """TorchServe by itself cuts off what waits and what runs; it gets more than fits into a batch."""
+    picture = (folder / "coffee.png").read_bytes()
+    endpoints = now(folder).endpoints()
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(len(endpoints)))
+        asked = []
+        for endpoint in endpoints:
+            wire = WIRES[endpoint.server]("efficientnet_lite0", 1)
+            requests = [wire.request(picture)] * (24 if endpoint.server == "torchserve" else 8)
+            answers = stack.enter_context(under_way(endpoint.url, requests))
+            asked.append((endpoint.server, wire, pool.submit(answers)))
+        while any(unread(endpoint.url) for endpoint in endpoints):
+            time.sleep(0.001)
+        stopped = time.monotonic()
+        assert stop_stack(folder / "artifacts" / "stack")
+        for server, wire, answered in asked:
+            for answer in answered.result():
+                assert answer.code == 200, (server, answer)
+                top = wire.prediction(200, answer.headers, answer.body).top
+                assert (top.label, round(top.probability, 2)) == ("espresso", 0.95)
+            if server == "torchserve":
+                assert max(answer.came for answer in answered.result()) > stopped
