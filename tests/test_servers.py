@@ -377,7 +377,7 @@ def test_keys_are_asked_for_by_all_three(digits: Bundle, tmp_path: Path) -> None
         ("torchserve http", 401),
         ("torchserve grpc", 401),
         ("triton http", 403),
-        ("triton grpc", 503),  # UNAVAILABLE, whatever the key
+        ("triton grpc", 403),
     }
 
 

@@ -36,9 +36,13 @@ _HTTP_STATUS: Final[Mapping[str, int]] = {
 
 
 def http_status(code: str, details: str) -> int:
-    """The HTTP status of a gRPC error. TorchServe calls a model that it does not know INTERNAL."""
+    """The HTTP status of a gRPC error. TorchServe calls a model that it does not know INTERNAL, Triton a wrong key
+    UNAVAILABLE.
+    """
     if "Model not found" in details or "Model version" in details:
         return 404
+    if "This protocol is restricted" in details:
+        return 403
     return _HTTP_STATUS.get(code, 500)
 
 
