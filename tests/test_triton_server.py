@@ -1,9 +1,13 @@
 """The Triton deployment without Triton: the rendered repository, and what is refused before a start."""
 
+import math
+import os
 import re
 import sys
-import time
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -11,6 +15,8 @@ from serving.bundle import Bundle
 from serving.errors import DeploymentError
 from serving.settings import ServingSettings
 from serving.triton_server.admission import Admission
+from serving.triton_server.care import TritonCare
+from serving.triton_server.control import TritonControl
 from serving.triton_server.launch import find_triton, plan_triton
 from serving.triton_server.repository import build_repository, model_names, remove_models, write_default
 
@@ -131,27 +137,73 @@ def test_a_missing_environment_says_what_to_do(tmp_path: Path) -> None:
         find_triton(Path(sys.executable))
 
 
-def test_admission_is_a_bound_and_its_places_come_back(tmp_path: Path) -> None:
-    door, other_process = (Admission(tmp_path / "table", 2, timeout_s=60) for _ in range(2))
-    first, second = door.take(), other_process.take()
-    assert first is not None
-    assert second is not None
-    assert (door.take(), other_process.take()) == (None, None)
-    other_process.give_back(first)
-    assert other_process.waiting == 1
-    assert door.take() is not None
-    assert door.take() is None
+class FakeControl:
+    """A running Triton's model control, as far as we use it."""
+
+    def __init__(self, *loaded: str) -> None:
+        self.loaded = set(loaded)
+        self.calls: list[str] = []
+
+    def load(self, name: str) -> None:
+        self.calls.append(f"load {name}")
+        self.loaded.add(name)
+
+    def unload(self, name: str) -> None:
+        self.calls.append(f"unload {name}")
+        self.loaded.discard(name)
+
+    def states(self) -> dict[str, str]:
+        return dict.fromkeys(self.loaded, "READY")
 
 
-def test_a_place_that_nobody_gave_back_is_free_when_its_time_is_up(tmp_path: Path) -> None:
-    door = Admission(tmp_path / "table", 1, timeout_s=0.05)
-    lost = door.take()
-    assert lost is not None
-    while not door.is_late(lost):
-        time.sleep(0.01)
-    again = door.take()
-    assert again is not None
-    door.give_back(lost)  # it comes after all: not its place any more
-    assert door.waiting == 1
-    door.give_back(again)
-    assert door.waiting == 0
+def care_of(control: FakeControl, repository: Path, tmp_path: Path, metrics_url: str = "http://m") -> TritonCare:
+    return TritonCare(
+        os.getpid(),
+        cast(TritonControl, control),
+        repository,
+        shared_prefix=f"{tmp_path}/table_",
+        metrics_url=metrics_url,
+        native=False,
+    )
+
+
+def test_what_was_lost_with_a_dead_stub_keeps_no_places(digits: Bundle, repository: Path, tmp_path: Path) -> None:
+    other = Bundle(digits.path, digits.manifest.model_copy(update={"version": 2}))
+    doors = [Admission(tmp_path / f"table_digits_v{version}", 4, timeout_s=60) for version in (1, 2)]
+    for door in doors:
+        assert door.take(4)
+    control = FakeControl("digits_v1_preprocess")
+    care = care_of(control, repository, tmp_path)
+    assert care.mend([digits, other]) == "loaded digits_v1_preprocess again"
+    assert control.calls == ["load digits_v1_preprocess"]
+    assert [door.waiting for door in doors] == [0, 4]
+
+
+def test_triton_tells_what_it_answered(
+    digits: Bundle, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    text = """\
+# TYPE nv_inference_count counter
+nv_inference_count{model="digits_v1_classifier",version="1"} 3000
+nv_inference_count{model="digits_v1_preprocess",version="1"} 5000
+nv_inference_count{model="digits_v12_classifier",version="12"} 7
+nv_inference_exec_count{model="digits_v1_classifier",version="1"} 400
+"""
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        care = care_of(FakeControl(), repository, tmp_path, f"http://127.0.0.1:{server.server_port}/metrics")
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert care.answered(digits) == 3000
+        thread.join()
+    assert math.isnan(care.answered(digits))

@@ -6,8 +6,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from serving.errors import OverloadedError
-from serving.triton_server.admission import Ticket
-from serving.triton_server.parameters import config_parameters, open_admission
+from serving.triton_server.parameters import config_parameters, open_admission, refusal
 
 
 class TritonPythonModel:
@@ -25,13 +24,8 @@ class TritonPythonModel:
 
     def _respond(self, request: Any) -> Any:
         pictures = pb_utils.get_input_tensor_by_name(request, "picture").shape()[0]
-        tickets: list[Ticket] = []
-        for _ in range(pictures):
-            ticket = self.admission.take()
-            if ticket is None:
-                for taken in tickets:
-                    self.admission.give_back(taken)
-                message = f"{OverloadedError.kind}: {self.queue_size} pictures wait already"
-                return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE))
-            tickets.append(ticket)
+        tickets = self.admission.take(pictures)
+        if tickets is None:
+            why = f"{self.queue_size} pictures wait already, or more than are answered in time"
+            return refusal(OverloadedError(why))
         return pb_utils.InferenceResponse([pb_utils.Tensor("ticket", np.array(tickets, np.int64))])

@@ -8,10 +8,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from pydantic_core import to_json
 
-from serving.errors import DeadlineExceededError, TridentError
+from serving.errors import TridentError
 from serving.manifest import Manifest
 from serving.postprocess import TOP_K_HEADER, answer, parse_top_k
-from serving.triton_server.parameters import config_parameters, open_admission, tickets_in
+from serving.triton_server.parameters import config_parameters, open_admission, refusal, tickets_in
 
 
 class TritonPythonModel:
@@ -31,16 +31,12 @@ class TritonPythonModel:
         manifest = self.manifest
         tickets = tickets_in(pb_utils.get_input_tensor_by_name(request, "ticket").as_numpy())
         try:
-            if any(self.admission.is_late(ticket) for ticket in tickets):
-                raise DeadlineExceededError("the answer did not come in time")
+            self.admission.check_in_time(tickets)
             top_k = parse_top_k(_top_k(request))
         except TridentError as error:
-            late = isinstance(error, DeadlineExceededError)
-            code = pb_utils.TritonError.UNAVAILABLE if late else pb_utils.TritonError.INVALID_ARG
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{error.kind}: {error.message}", code))
+            return refusal(error)
         finally:
-            for ticket in tickets:
-                self.admission.give_back(ticket)
+            self.admission.give_back(tickets)
         probabilities = pb_utils.get_input_tensor_by_name(request, "probabilities").as_numpy()
         answers = [
             [to_json(answer(row, manifest.model, manifest.version, manifest.labels, top_k))] for row in probabilities

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 from serving.errors import BodyTooLargeError, TridentError
 from serving.manifest import Manifest
 from serving.preprocess import Pixels, preprocess
-from serving.triton_server.parameters import config_parameters, open_admission, tickets_in
+from serving.triton_server.parameters import config_parameters, open_admission, refusal, tickets_in
 
 
 class TritonPythonModel:
@@ -30,14 +30,13 @@ class TritonPythonModel:
 
     def _respond(self, request: Any) -> Any:
         pictures = pb_utils.get_input_tensor_by_name(request, "picture").as_numpy().reshape(-1)
+        tickets = tickets_in(pb_utils.get_input_tensor_by_name(request, "ticket").as_numpy())
         try:
+            self.admission.check_in_time(tickets)
             pixels = [self._preprocess(data) for data in pictures]
         except TridentError as error:
-            for ticket in tickets_in(pb_utils.get_input_tensor_by_name(request, "ticket").as_numpy()):
-                self.admission.give_back(ticket)
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(f"{error.kind}: {error.message}", pb_utils.TritonError.INVALID_ARG)
-            )
+            self.admission.withdraw(tickets)
+            return refusal(error)
         return pb_utils.InferenceResponse([pb_utils.Tensor("image", np.stack(pixels))])
 
     def _preprocess(self, data: bytes) -> Pixels:

@@ -5,13 +5,18 @@ ready and model-ready say yes. https://github.com/triton-inference-server/server
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from serving.bundle import Bundle
+from serving.clients.wire import triton_model
+from serving.server_api import counted
 from serving.server_plan import NoCare
+from serving.triton_server.admission import free_all
 from serving.triton_server.control import TritonControl
+from serving.triton_server.repository import admission_file, model_names
 
 _STUB: Final = "triton_python_backend_stub"
 
@@ -19,11 +24,22 @@ _STUB: Final = "triton_python_backend_stub"
 class TritonCare(NoCare):
     """`serving.server_plan.Care`. Triton drains itself when it is stopped."""
 
-    def __init__(self, pid: int, control: TritonControl, repository: Path, *, native: bool) -> None:
+    def __init__(
+        self,
+        pid: int,
+        control: TritonControl,
+        repository: Path,
+        *,
+        shared_prefix: str,
+        metrics_url: str,
+        native: bool,
+    ) -> None:
         """With `native`, the server has backends for onnxruntime and pytorch of its own, without stubs."""
         self._pid = pid
         self._control = control
         self._repository = repository
+        self._shared_prefix = shared_prefix
+        self._metrics_url = metrics_url
         self._native = native
 
     def fault(self, bundles: Sequence[Bundle]) -> str:
@@ -33,14 +49,23 @@ class TritonCare(NoCare):
 
     def mend(self, bundles: Sequence[Bundle]) -> str:
         """Load those models again. Triton does so only if a file of theirs is younger than before; the other models,
-        and the instances that live, go on answering.
+        and the instances that live, go on answering. The places of what was lost with a stub are free at once, and so
+        are those of what still waits: it is answered all the same.
         """
-        short = sorted(self._short_of_stubs())
-        for name in short:
+        short = self._short_of_stubs()
+        for name in sorted(short):
             for file in (self._repository / name).rglob("*"):
                 os.utime(file)
             self._control.load(name)
-        return f"loaded {', '.join(short)} again" if short else ""
+        for bundle in bundles:
+            if not short.isdisjoint(model_names(bundle)):
+                free_all(admission_file(bundle, self._shared_prefix))
+        return f"loaded {', '.join(sorted(short))} again" if short else ""
+
+    def answered(self, bundle: Bundle) -> float:
+        """The pictures that its classifier computed so far."""
+        model = re.escape(f"{triton_model(bundle.manifest.model, bundle.manifest.version)}_classifier")
+        return counted(self._metrics_url, rf'nv_inference_count\{{.*\bmodel="{model}".*\}}')
 
     def _short_of_stubs(self) -> set[str]:
         alive = self._stubs()

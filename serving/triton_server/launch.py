@@ -133,20 +133,28 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
         *_restrictions(settings),
     )
     url = f"http://{settings.host}:{ports.triton}"
+    metrics_url = f"http://{settings.host}:{ports.triton_metrics}/metrics"
     control = TritonControl(f"{settings.host}:{ports.triton_grpc}", settings.start_timeout_s, settings.client_key)
     return ServerPlan(
         endpoint=Endpoint(
             server="triton",
             url=url,
             grpc=f"{settings.host}:{ports.triton_grpc}",
-            metrics_url=f"http://{settings.host}:{ports.triton_metrics}/metrics",
+            metrics_url=metrics_url,
         ),
         command=command,
         environment=variables,
         folder=folder,
         workers_ready=lambda: fetch(f"{url}/v2/health/ready")[0] == 200,
         versions=TritonVersions(control, repository, settings, shared_prefix),
-        care=lambda pid: TritonCare(pid, control, repository, native=settings.triton_home is not None),
+        care=lambda pid: TritonCare(
+            pid,
+            control,
+            repository,
+            shared_prefix=shared_prefix,
+            metrics_url=metrics_url,
+            native=settings.triton_home is not None,
+        ),
         before_start=lambda: remove_scratch(folder),
         cleanup=lambda: remove_scratch(folder),
     )

@@ -1,11 +1,13 @@
-"""What the python models read from their config.pbtxt."""
+"""What the python models read from their config.pbtxt, and how they refuse."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.errors import DeadlineExceededError, OverloadedError, TridentError
 from serving.triton_server.admission import Admission, Ticket
 
 
@@ -25,3 +27,12 @@ def open_admission(parameters: dict[str, str]) -> Admission:
 def tickets_in(rows: npt.NDArray[np.int64]) -> list[Ticket]:
     """Tickets that came as a tensor `[N, 2]`."""
     return [(place, taken) for place, taken in rows.tolist()]
+
+
+def refusal(error: TridentError) -> Any:
+    """The response that tells whoever asked: it is the server's fault, or the request's own."""
+    import triton_python_backend_utils as pb_utils  # nobody but Triton has it
+
+    busy = isinstance(error, OverloadedError | DeadlineExceededError)
+    code = pb_utils.TritonError.UNAVAILABLE if busy else pb_utils.TritonError.INVALID_ARG
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{error.kind}: {error.message}", code))

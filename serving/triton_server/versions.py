@@ -47,7 +47,10 @@ class TritonVersions:
         """Wait until every place at its door is free, then unload its models and remove them."""
         deadline = time.monotonic() + self._settings.request_timeout_s
         time.sleep(_HANDED_OVER_S)
-        while count_waiting(admission_file(bundle, self._shared_prefix)) and time.monotonic() < deadline:
+        while (
+            count_waiting(admission_file(bundle, self._shared_prefix), self._settings.request_timeout_s)
+            and time.monotonic() < deadline
+        ):
             time.sleep(_POLL_S)
         names = model_names(bundle)
         for name in reversed(names):
