@@ -32,7 +32,7 @@ from serving.stack.readback import read_back, wanted_settings
 from serving.stack.state import StackState
 from tests.bursts import burst
 from tests.terminal import documented_curls, typed
-from tests.workplace import leftovers_of, now, processes_of, trident
+from tests.workplace import leftovers_of, now, processes_of, triton_admin, trident
 
 pytestmark = pytest.mark.integration
 
@@ -269,7 +269,8 @@ def test_swapped_weights_are_found_and_replaced(
     os.kill(running.pid, signal.SIGSTOP)  # so that the supervisor does not come first
     try:
         shutil.copyfile(other_weights.path / "model.onnx", classifier)
-        assert httpx.post(load, timeout=60).status_code == 200
+        assert before.pid is not None
+        assert httpx.post(load, headers=triton_admin(before.pid), timeout=60).status_code == 200
         done = trident("verify", cwd=folder)
     finally:
         os.kill(running.pid, signal.SIGCONT)

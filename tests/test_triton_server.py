@@ -5,20 +5,30 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import cast
 
+import httpx
 import pytest
+from pydantic import SecretStr
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from serving.bundle import Bundle
+from serving.clients.connect import connect
+from serving.clients.wire import API_KEY_HEADER
 from serving.errors import DeploymentError
 from serving.settings import ServingSettings
+from serving.stack.control import running_stack
 from serving.triton_server.admission import Admission
 from serving.triton_server.care import TritonCare
 from serving.triton_server.control import TritonControl
 from serving.triton_server.launch import find_triton, plan_triton
 from serving.triton_server.repository import build_repository, model_names, remove_models, write_default
+from tests.workplace import triton_admin
 
 
 @pytest.fixture
@@ -207,3 +217,40 @@ nv_inference_exec_count{model="digits_v1_classifier",version="1"} 400
         assert care.answered(digits) == 3000
         thread.join()
     assert math.isnan(care.answered(digits))
+
+
+@pytest.mark.integration
+def test_who_may_ask_for_predictions_may_not_change_what_is_served(digits: Bundle, tmp_path: Path) -> None:
+    settings = ServingSettings(
+        bundles=digits.path.parents[1], models=(str(digits.path),), api_keys=(SecretStr("first-key"),)
+    )
+    key = {API_KEY_HEADER: "first-key"}
+    grpc_key = {f"triton-grpc-protocol-{API_KEY_HEADER}": "first-key"}
+    with running_stack(settings, ["triton"], tmp_path) as state:
+        (endpoint,) = state.endpoints()
+        assert endpoint.grpc is not None
+        with closing(InferenceServerClient(endpoint.grpc)) as client:
+            calls: tuple[Callable[[], object], ...] = (
+                lambda: client.load_model("digits_v1_preprocess", headers=grpc_key),
+                lambda: client.unload_model("digits", headers=grpc_key),
+                lambda: client.get_model_repository_index(headers=grpc_key),
+                lambda: client.get_system_shared_memory_status(headers=grpc_key),
+                lambda: client.get_trace_settings(headers=grpc_key),
+                lambda: client.get_log_settings(headers=grpc_key),
+            )
+            for call in calls:
+                with pytest.raises(InferenceServerException, match="x-trident-admin"):
+                    call()
+        with httpx.Client(base_url=endpoint.url, headers=key, trust_env=False) as client:
+            for path in ("index", "models/digits/unload", "models/digits_v1_preprocess/load"):
+                assert client.post(f"/v2/repository/{path}").status_code == 403
+            for path in ("systemsharedmemory/status", "trace/setting", "logging"):
+                assert client.get(f"/v2/{path}").status_code == 403
+            pid = state.servers["triton"].pid
+            assert pid is not None
+            index = client.post("/v2/repository/index", headers=triton_admin(pid)).json()
+            assert {entry["name"] for entry in index if entry["state"] == "READY"} >= {"digits", "digits_v1"}
+            statistics = client.get("/v2/models/digits_v1_classifier/stats")
+            assert statistics.status_code == 200
+        with connect(endpoint, "digits", api_key="first-key") as client:
+            assert client.predict(digits.golden_pictures()[0][1]).version == 1

@@ -13,6 +13,7 @@ from serving.scratch import scratch_name
 from serving.server_plan import SERVERS
 from serving.stack.control import current_stack
 from serving.stack.state import StackState
+from serving.triton_server.control import ADMIN_HEADER
 
 TRIDENT = Path(sys.executable).with_name("trident")
 
@@ -35,6 +36,12 @@ def now(folder: Path) -> StackState:
     state = current_stack(folder / "artifacts" / "stack")
     assert state is not None
     return state
+
+
+def triton_admin(pid: int) -> dict[str, str]:
+    """The header with which the supervisor changes what a Triton serves, from that server's command line."""
+    (flag,) = [word for word in psutil.Process(pid).cmdline() if "http-restricted" in word and ADMIN_HEADER in word]
+    return {ADMIN_HEADER: flag.rpartition("=")[2]}
 
 
 def processes_of(folder: Path) -> list[str]:

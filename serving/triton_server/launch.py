@@ -7,9 +7,10 @@ libraries are checked first), numpy 2 crashes it, and a symlinked backend is ref
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,20 +23,12 @@ from serving.server_api import fetch
 from serving.server_plan import Endpoint, ServerPlan
 from serving.settings import ServingSettings
 from serving.triton_server.care import TritonCare
-from serving.triton_server.control import TritonControl
+from serving.triton_server.control import ADMIN_HEADER, TritonControl
 from serving.triton_server.repository import build_repository
 from serving.triton_server.versions import TritonVersions
 
-_RESTRICTED: Final = (
-    "inference",
-    "metadata",
-    "model-config",
-    "model-repository",
-    "shared-memory",
-    "statistics",
-    "trace",
-    "logging",
-)
+_FOR_CLIENTS: Final = ("inference", "metadata", "model-config", "statistics")
+_FOR_US: Final = ("model-repository", "shared-memory", "trace", "logging")  # a load call may bring code along
 _PROBE: Final = """
 import importlib.util, json, sys, sysconfig, numpy, importlib.metadata as metadata
 print(json.dumps({
@@ -110,7 +103,7 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
     else:  # complete as it is, its image has seen to that
         server, backends, variables = settings.triton_home, settings.triton_home / "backends", dict(os.environ)
 
-    ports = settings.ports
+    ports, token = settings.ports, secrets.token_urlsafe()
     command = (
         *(
             str(server / "bin/tritonserver"),
@@ -130,11 +123,11 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
             "--pinned-memory-pool-byte-size=0",
             f"--backend-config=python,shm-region-prefix-name={scratch_name(folder)}_",
         ),
-        *_restrictions(settings),
+        *_restrictions(settings, token),
     )
     url = f"http://{settings.host}:{ports.triton}"
     metrics_url = f"http://{settings.host}:{ports.triton_metrics}/metrics"
-    control = TritonControl(f"{settings.host}:{ports.triton_grpc}", settings.start_timeout_s, settings.client_key)
+    control = TritonControl(f"{settings.host}:{ports.triton_grpc}", settings.start_timeout_s, token)
     return ServerPlan(
         endpoint=Endpoint(
             server="triton",
@@ -160,21 +153,27 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
     )
 
 
-def _restrictions(settings: ServingSettings) -> tuple[str, ...]:
-    """Everything but health needs the API key; Triton takes one. It stands in the process list of this machine.
+def _restrictions(settings: ServingSettings, token: str) -> Iterator[str]:
+    """What changes the server needs `token`; the rest but health the API key, if there is one. Triton takes one. Both
+    stand in the process list of this machine.
 
     Raises:
         DeploymentError: a key that Triton's command line cannot carry.
     """
+    yield from _restricted(_FOR_US, ADMIN_HEADER, token)
     key = settings.client_key
     if key is None:
-        return ()
+        return
     if not re.fullmatch(r"[\w.~+/-]+", key):
         raise DeploymentError(
             "Triton's key may have letters, digits and . _ ~ + / - only; choose another first api_key"
         )
-    restricted = f"{','.join(_RESTRICTED)}:{API_KEY_HEADER}={key}"
-    return f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}"
+    yield from _restricted(_FOR_CLIENTS, API_KEY_HEADER, key)
+
+
+def _restricted(protocols: Iterable[str], header: str, value: str) -> Iterator[str]:
+    for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
+        yield f"{flag}={','.join(protocols)}:{header}={value}"
 
 
 def find_triton(python: Path) -> TritonEnvironment:
