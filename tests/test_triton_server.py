@@ -23,11 +23,13 @@ from serving.clients.wire import API_KEY_HEADER
 from serving.errors import DeploymentError
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
+from serving.triton_server import versions as triton_versions
 from serving.triton_server.admission import Admission
 from serving.triton_server.care import TritonCare
 from serving.triton_server.control import TritonControl
 from serving.triton_server.launch import find_triton, plan_triton
 from serving.triton_server.repository import build_repository, model_names, remove_models, write_default
+from serving.triton_server.versions import TritonVersions
 from tests.workplace import triton_admin
 
 
@@ -217,6 +219,48 @@ nv_inference_exec_count{model="digits_v1_classifier",version="1"} 400
         assert care.answered(digits) == 3000
         thread.join()
     assert math.isnan(care.answered(digits))
+
+
+def versions_of(control: FakeControl, settings: ServingSettings, repository: Path, tmp_path: Path) -> TritonVersions:
+    quick = settings.model_copy(update={"request_timeout_s": 0.02}).of("triton")
+    return TritonVersions(cast(TritonControl, control), repository, quick, f"{tmp_path}/table_")
+
+
+def test_an_unloaded_version_is_gone_though_it_had_lost_pictures(
+    settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path
+) -> None:
+    control = FakeControl(*model_names(digits))
+    table = tmp_path / "table_digits_v1"
+    assert Admission(table, 4, timeout_s=0.02).take(2)
+    versions_of(control, settings, repository, tmp_path).unload(digits)
+    assert control.calls == [f"unload {name}" for name in reversed(model_names(digits))]
+    assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
+    assert not table.exists()
+
+
+def test_a_version_that_pictures_still_wait_for_stays_loaded_until_a_restart(
+    settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_versions, "count_waiting", lambda _path, _timeout_s: 3)
+    control = FakeControl(*model_names(digits))
+    with pytest.raises(DeploymentError, match="3 pictures still wait for digits:1"):
+        versions_of(control, settings, repository, tmp_path).unload(digits)
+    assert control.calls == []
+    assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
+
+
+def test_a_version_that_triton_does_not_let_go_of_is_not_loaded_again(
+    settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = FakeControl(*model_names(digits))
+
+    def refuse(name: str) -> None:
+        raise DeploymentError(f"Triton: cannot unload {name}")
+
+    monkeypatch.setattr(control, "unload", refuse)
+    with pytest.raises(DeploymentError, match="cannot unload digits_v1"):
+        versions_of(control, settings, repository, tmp_path).unload(digits)
+    assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
 
 
 @pytest.mark.integration

@@ -44,24 +44,32 @@ class TritonVersions:
         self._control.load(bundle.manifest.model)
 
     def unload(self, bundle: Bundle) -> None:
-        """Wait until every place at its door is free, then unload its models and remove them."""
-        deadline = time.monotonic() + self._settings.request_timeout_s
-        time.sleep(_HANDED_OVER_S)
-        while (
-            count_waiting(admission_file(bundle, self._shared_prefix), self._settings.request_timeout_s)
-            and time.monotonic() < deadline
-        ):
-            time.sleep(_POLL_S)
+        """Wait until every place at its door is free, then unload its models. Whatever happens, they are removed from the
+        repository, all of which a restart loads.
+        """
         names = model_names(bundle)
-        for name in reversed(names):
-            self._control.unload(name)
-        while self._loaded(names):
-            if time.monotonic() > deadline + self._settings.start_timeout_s:
-                raise DeploymentError(f"Triton has not unloaded {', '.join(sorted(self._loaded(names)))}")
-            time.sleep(_POLL_S)
-        remove_models(names, self._repository)
-        shutil.rmtree(self._repository / bundle.manifest.model / str(bundle.manifest.version), ignore_errors=True)
+        try:
+            self._drain(bundle)
+            for name in reversed(names):
+                self._control.unload(name)
+            deadline = time.monotonic() + self._settings.start_timeout_s
+            while loaded := self._loaded(names):
+                if time.monotonic() > deadline:
+                    raise DeploymentError(f"Triton has not unloaded {', '.join(sorted(loaded))}")
+                time.sleep(_POLL_S)
+        finally:
+            remove_models(names, self._repository)
+            shutil.rmtree(self._repository / bundle.manifest.model / str(bundle.manifest.version), ignore_errors=True)
         admission_file(bundle, self._shared_prefix).unlink(missing_ok=True)
+
+    def _drain(self, bundle: Bundle) -> None:
+        table, timeout_s = admission_file(bundle, self._shared_prefix), self._settings.request_timeout_s
+        time.sleep(_HANDED_OVER_S)
+        deadline = time.monotonic() + 3 * timeout_s  # what was taken before is answered by then, or lost
+        while waiting := count_waiting(table, timeout_s):
+            if time.monotonic() > deadline:
+                raise DeploymentError(f"{waiting} pictures still wait for {bundle.name} after {3 * timeout_s:.0f} s")
+            time.sleep(_POLL_S)
 
     def _loaded(self, names: tuple[str, ...]) -> set[str]:
         return {name for name, state in self._control.states().items() if name in names and state != "UNAVAILABLE"}
