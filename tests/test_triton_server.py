@@ -6,15 +6,19 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import grpc
 import httpx
 import pytest
 from pydantic import SecretStr
 from tritonclient.grpc import InferenceServerClient
+from tritonclient.grpc.service_pb2 import RepositoryIndexRequest, RepositoryIndexResponse
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 from tritonclient.utils import InferenceServerException
 
 from serving.bundle import Bundle
@@ -261,6 +265,28 @@ def test_a_version_that_triton_does_not_let_go_of_is_not_loaded_again(
     with pytest.raises(DeploymentError, match="cannot unload digits_v1"):
         versions_of(control, settings, repository, tmp_path).unload(digits)
     assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
+
+
+def test_a_proxy_for_the_world_outside_does_not_stand_between_us_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str | bytes]] = []
+
+    class Triton(GRPCInferenceServiceServicer):  # type: ignore[misc]
+        def RepositoryIndex(self, _request: RepositoryIndexRequest, context: grpc.ServicerContext) -> Any:
+            seen.append(dict(context.invocation_metadata()))
+            return RepositoryIndexResponse(models=[{"name": "digits", "state": "READY"}, {"name": "cats"}])
+
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        add_GRPCInferenceServiceServicer_to_server(Triton(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        assert TritonControl(f"127.0.0.1:{port}", 10, "secret").states() == {"digits": "READY"}
+        server.stop(None).wait()
+    assert seen[0]["triton-grpc-protocol-x-trident-admin"] == "secret"
 
 
 @pytest.mark.integration

@@ -12,6 +12,12 @@ from typing import Any, Final
 from serving.errors import DeploymentError
 
 ADMIN_HEADER: Final = "x-trident-admin"
+# Instead of tritonclient's own options, whose keepalive is gRPC's default.
+_CHANNEL: Final = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+)
 
 
 class TritonControl:
@@ -50,7 +56,7 @@ class TritonControl:
         from tritonclient.grpc import InferenceServerClient
         from tritonclient.utils import InferenceServerException
 
-        with closing(InferenceServerClient(self._address)) as client:
+        with closing(InferenceServerClient(self._address, channel_args=_CHANNEL)) as client:
             try:
                 return action(client, self._options)
             except InferenceServerException as error:
