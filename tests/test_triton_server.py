@@ -146,6 +146,39 @@ def test_the_wheels_triton_does_not_pretend_to_use_a_gpu(
         plan_triton(settings.model_copy(update={"device": device}), [digits], tmp_path)
 
 
+def test_tensorrt_is_refused_by_every_native_triton(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
+    wanted = settings.model_copy(update={"device": "tensorrt", "triton_home": tmp_path / "tritonserver"})
+    with pytest.raises(DeploymentError, match="use device = cuda"):
+        plan_triton(wanted, [digits], tmp_path / "stack")
+
+
+@pytest.mark.parametrize(("request_timeout_s", "exit_s"), [(2.5, 10), (30.5, 31)])
+def test_what_triton_has_taken_it_may_answer_before_it_ends(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, request_timeout_s: float, exit_s: int
+) -> None:
+    changes = {"request_timeout_s": request_timeout_s, "triton_home": tmp_path / "tritonserver"}
+    plan = plan_triton(settings.model_copy(update=changes), [digits], tmp_path / "stack")
+    assert f"--exit-timeout-secs={exit_s}" in plan.command
+    assert plan.stop_timeout_s == exit_s + 5
+
+
+@pytest.mark.parametrize("keys", [(), (SecretStr("first-key"),)])
+def test_what_changes_triton_is_restricted_with_keys_and_without(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, keys: tuple[SecretStr, ...]
+) -> None:
+    changes = {"api_keys": keys, "triton_home": tmp_path / "tritonserver"}
+    plans = [plan_triton(settings.model_copy(update=changes), [digits], tmp_path / "stack") for _ in range(2)]
+    tokens = set()
+    for plan in plans:
+        restricted = [word.partition("=") for word in plan.command if "restricted" in word]
+        assert {flag for flag, _, _ in restricted} == {"--http-restricted-api", "--grpc-restricted-protocol"}
+        by_header = {what.partition(":")[2].partition("=")[0]: what.partition(":")[0] for _, _, what in restricted}
+        assert by_header.pop("x-trident-admin") == "model-repository,shared-memory,trace,logging"
+        assert by_header == ({API_KEY_HEADER: "inference,metadata,model-config,statistics"} if keys else {})
+        tokens |= {what.rpartition("=")[2] for _, _, what in restricted} - {"first-key"}
+    assert len(tokens) == len(plans)
+
+
 def test_a_missing_environment_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DeploymentError, match="make setup"):
         find_triton(tmp_path / "bin" / "python")

@@ -5,6 +5,7 @@ libraries are checked first), numpy 2 crashes it, and a symlinked backend is ref
 """
 
 import json
+import math
 import os
 import re
 import secrets
@@ -85,6 +86,11 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
             f"device = {settings.device}: the Triton of the wheel computes on the CPU only; a GPU needs its image "
             "(compose.gpu.yaml), or start the other servers only"
         )
+    if settings.device == "tensorrt" and settings.triton_classifier == "native":
+        raise DeploymentError(
+            "device = tensorrt: nothing asks Triton's own backends for TensorRT; use device = cuda, or start the other "
+            "servers only"
+        )
     folder = folder.resolve()
     repository = folder / "model_repository"
     shutil.rmtree(folder, ignore_errors=True)
@@ -104,13 +110,14 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
         server, backends, variables = settings.triton_home, settings.triton_home / "backends", dict(os.environ)
 
     ports, token = settings.ports, secrets.token_urlsafe()
+    exit_s = max(10, math.ceil(settings.request_timeout_s))  # what it has taken is answered before it ends
     command = (
         *(
             str(server / "bin/tritonserver"),
             f"--model-repository={repository}",
             f"--backend-directory={backends}",
         ),
-        *("--model-control-mode=explicit", "--load-model=*", "--exit-timeout-secs=10"),
+        *("--model-control-mode=explicit", "--load-model=*", f"--exit-timeout-secs={exit_s}"),
         *(
             f"--http-address={settings.host}",
             f"--http-port={ports.triton}",
@@ -150,6 +157,7 @@ def plan_triton(settings: ServingSettings, bundles: Sequence[Bundle], folder: Pa
         ),
         before_start=lambda: remove_scratch(folder),
         cleanup=lambda: remove_scratch(folder),
+        stop_timeout_s=exit_s + 5,
     )
 
 
