@@ -32,7 +32,7 @@ from serving.stack.readback import read_back, wanted_settings
 from serving.stack.state import StackState
 from tests.bursts import burst
 from tests.terminal import documented_curls, typed
-from tests.workplace import leftovers_of, now, processes_of, triton_admin, trident
+from tests.workplace import leftovers_of, now, processes_of, trident, triton_admin
 
 pytestmark = pytest.mark.integration
 
