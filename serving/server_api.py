@@ -13,7 +13,8 @@ from typing import Any, Final
 from serving.errors import DeploymentError
 
 _DIRECT: Final = urllib.request.OpenerDirector()
-_DIRECT.add_handler(urllib.request.HTTPHandler())  # alone: no proxies, no redirects, every status is an answer
+for _handler in (urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()):
+    _DIRECT.add_handler(_handler)  # these alone: no proxies, no redirects, every status is an answer
 
 
 def fetch(url: str, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0) -> tuple[int, bytes]:

@@ -65,15 +65,28 @@ def test_a_request_gets_all_its_places_or_none(door: Admission) -> None:
 
 def test_what_still_waits_keeps_its_place_however_old_it_is(door: Admission, clock: Clock) -> None:
     """Else a slow server would take more and more."""
-    old = taken(door.take(PLACES))
+    old, younger = taken(door.take(PLACES)), 0
     for place in old[:-1]:  # one comes back every 50 ms, in order: the last after 13 s
         clock.now_s += 0.05
         door.give_back([place])
-        door.take()
+        younger += door.take() is not None
         assert door.waiting <= PLACES
-    assert door.take(2) is None
+    assert door.waiting == 1 + younger
     with pytest.raises(DeadlineExceededError):
         door.check_in_time(old[-1:])
+
+
+def test_pictures_that_are_lost_do_not_keep_others_waiting_beyond_their_time(door: Admission, clock: Clock) -> None:
+    """A client that is gone, with all that it had asked for."""
+    for _ in range(300):  # the server needs 30 ms for each
+        here = taken(door.take())
+        clock.now_s += 0.03
+        door.give_back(here)
+    while door.take():
+        clock.now_s += 0.001
+    assert door.waiting < PLACES
+    clock.now_s += TIMEOUT_S
+    assert door.take() is not None
 
 
 def test_a_lost_place_is_free_when_a_picture_came_back_that_was_taken_a_timeout_later(

@@ -61,7 +61,7 @@ class Canary:
         Args:
             busy_is_well: a server is in order that refuses because its queue is full, or too long to be in time, or
                 that does not answer at all, but answers others meanwhile. One such answer ends the round.
-            broken: it is known to lack workers, so that a 503 says nothing new.
+            broken: a 503 says nothing new: the server is known to lack workers, or was asked all of this before.
             answered: `serving.server_plan.Care.answered`.
         """
         for question in self._questions:

@@ -35,6 +35,7 @@ def roll_out(
     Raises:
         DeploymentError: it was refused; every server answers by `old`.
     """
+    canary = Canary([new], settings)
     try:
         on_phase("loading")
         _everywhere(plans, on_step, "loaded", lambda _, plan: plan.versions.load(new))
@@ -45,12 +46,11 @@ def roll_out(
         raise
     on_phase("switching")
     switched: list[ServerName] = []
-    canary = Canary([new], settings)
     try:
         for server, plan in plans.items():
             switched.append(server)
             plan.versions.make_default(new)
-            fault = canary.fault(plan.endpoint, busy_is_well=True)
+            fault = canary.fault(plan.endpoint, busy_is_well=True, broken=True)
             if fault:
                 raise DeploymentError(f"{server}, after the switch: {fault}")
             on_step(server, "switched")

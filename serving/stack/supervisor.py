@@ -277,10 +277,14 @@ class Supervisor:
         def on_step(server: ServerName, step: str) -> None:
             loop.call_soon_threadsafe(lambda: self._change_rollout({}, {server: step}))
 
-        self._rolling = True
         try:
             new = read_bundle(path)
             old = self._replaced_by(new)
+        except TridentError as error:
+            self._change_rollout({"phase": "refused", "message": error.message})
+            return
+        self._rolling = True
+        try:
             await asyncio.to_thread(roll_out, self._plans, old, new, self.settings, on_phase, on_step)
         except TridentError as error:
             self._planned.clear()  # who starts again writes its files again: nothing of the new version must be left

@@ -14,7 +14,7 @@ from serving.torchserve_server.configuration import model_config
 
 _POLL_S: Final = 0.05
 _IDLE_S: Final = 0.5
-_SECONDS_PER_BATCH: Final = 0.1  # where nothing is known
+_SECONDS_PER_BATCH: Final = 0.1  # at least
 _PATIENCE: Final = 6  # times `request_timeout_s`: TorchServe lets a request wait for any time
 
 
@@ -118,6 +118,6 @@ def handler_metric(metrics_url: str, name: str, bundle: Bundle) -> float:
 
 
 def _seconds_per_batch(metrics_url: str, bundle: Bundle) -> float:
-    """The mean so far: the largest batch takes at most as many times as long as it has pictures."""
+    """The mean so far, but not too little: the next batch may have larger pictures."""
     total, count = (handler_metric(metrics_url, f"trident_handler_seconds_{part}", bundle) for part in ("sum", "count"))
-    return total / count if count > 0 else _SECONDS_PER_BATCH
+    return max(total / count, _SECONDS_PER_BATCH) if count > 0 else _SECONDS_PER_BATCH

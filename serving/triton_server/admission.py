@@ -12,8 +12,8 @@ back; so does `preprocess`, for what it refuses. They run in several processes, 
 What the server needs for a picture is the time since the one before it came back, or since it was taken itself if that
 is later: so time without work does not count, and of pictures that come back at once, as a batch, all but the first need
 nothing. The mean moves by 1/64 for each, which smooths batches, and follows a change within a few seconds of work. A
-request is refused that would wait for more than half of `timeout_s` by this mean. The other half is for what it does not
-foresee; a longer queue would not make the server faster.
+request is refused that would wait for more than half of `timeout_s` by this mean, behind those that are in time (the
+others are not computed). The other half is for what it does not foresee; a longer queue would not make the server faster.
 
 A place whose picture never comes back (Triton failed or cancelled its request on the way) is free again as soon as that
 is certain. Pictures wait in order, so it is when one came back that was taken `timeout_s` later; or after 3 `timeout_s`.
@@ -58,9 +58,9 @@ class Admission:
         try:
             now = self._clock()
             places[places < _lost_before(now, self._header[_YOUNGEST], self._timeout_ns)] = 0
-            waiting = self.waiting
-            wait_ns = (waiting + pictures) * self._header[_NEED] if waiting else 0
-            if waiting + pictures > len(places) or wait_ns > _WAIT * self._timeout_ns:
+            in_time = int(np.count_nonzero(places > now - self._timeout_ns))  # the others are not computed
+            wait_ns = (in_time + pictures) * self._header[_NEED] if in_time else 0
+            if self.waiting + pictures > len(places) or wait_ns > _WAIT * self._timeout_ns:
                 return None
             tickets = []
             for _ in range(pictures):
