@@ -45,7 +45,7 @@ truth: setup  ## is the load test right? against simulation, queueing theory and
 	@$(BIN)/python -m loadtest.truth $(ARGS)
 
 # Commands are run under $(QUIET), if there is a way to keep the machine quiet for them.
-LANES := --runtime onnxruntime,torchscript --protocol http,grpc --send picture,tensor
+LANES := --runtime onnxruntime,torchscript --protocol http,grpc --send image,tensor
 results: setup  ## the benchmarks of docs/results again (twenty minutes; nothing else should run)
 	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits.toml $(LANES) --out docs/results/digits
 	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits-slo.toml --out docs/results/digits-slo
@@ -54,7 +54,7 @@ results: setup  ## the benchmarks of docs/results again (twenty minutes; nothing
 compose-up:  ## the whole stack in containers, built and healthy (docker compose)
 	@docker compose --profile loadtest --profile locust build
 	@docker compose up -d --wait $(ARGS)
-	@docker compose port edge 8080 | sed 's|.*|try  curl -F file=@picture.png http://&/predict  or open http://&/grafana/|'
+	@docker compose port edge 8080 | sed 's|.*|try  curl -F file=@image.png http://&/predict  or open http://&/grafana/|'
 
 compose-down:  ## stop the containers and remove what they kept (bundles, reports, metrics)
 	@docker compose --profile loadtest --profile locust down -v --remove-orphans

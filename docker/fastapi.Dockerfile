@@ -31,11 +31,12 @@ COPY --from=dependencies /opt/venv /opt/venv
 # CUDA's libraries come in wheels (GPU only); the loader is told where they lie.
 RUN find /opt/venv -type d -path '*/nvidia/*/lib' > /etc/ld.so.conf.d/trident.conf && ldconfig
 WORKDIR /app
+COPY bundle bundle
 COPY serving serving
-RUN python -m compileall -q serving
+RUN python -m compileall -q bundle serving
 USER 10001:10001
 STOPSIGNAL SIGTERM
 # It keeps its own time: REQUEST_TIMEOUT_S, which is 600 at most, and a little.
-HEALTHCHECK --interval=5s --timeout=610s --start-period=120s --retries=3 CMD ["python", "-IS", "serving/health.py"]
+HEALTHCHECK --interval=5s --timeout=610s --start-period=120s --retries=3 CMD ["python", "-IS", "serving/container/top1_probe.py"]
 ENTRYPOINT ["python", "-m", "serving.container"]
 CMD ["fastapi"]

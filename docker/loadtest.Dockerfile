@@ -5,7 +5,7 @@ ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /build
 COPY pyproject.toml docker/requirements.py ./
-# onnxruntime (`cpu`): `trident verify` computes for itself what the odd pictures should give
+# onnxruntime (`cpu`): `trident verify` computes for itself what the odd images should give
 RUN python requirements.py loadtest cpu > requirements.txt
 
 FROM ${PYTHON_IMAGE} AS dependencies
@@ -29,9 +29,10 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nolog
 COPY --from=dependencies /opt/venv /opt/venv
 WORKDIR /app
 COPY trident trident
+COPY bundle bundle
 COPY serving serving
 COPY loadtest loadtest
-COPY training/__init__.py training/errors.py training/
+
 RUN python -m compileall -q .
 USER 10001:10001
 STOPSIGNAL SIGINT

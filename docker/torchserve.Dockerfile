@@ -40,11 +40,12 @@ LABEL org.opencontainers.image.title="trident-torchserve" \
       org.opencontainers.image.description="TorchServe with Trident's handler" \
       org.opencontainers.image.licenses="Apache-2.0"
 WORKDIR /app
+COPY bundle bundle
 COPY serving serving
-RUN python -m compileall -q serving && install -d -o trident -g trident /deployment
+RUN python -m compileall -q bundle serving && install -d -o trident -g trident /deployment
 USER 10001:10001
 STOPSIGNAL SIGTERM
 # It keeps its own time: REQUEST_TIMEOUT_S, which is 600 at most, and a little.
-HEALTHCHECK --interval=5s --timeout=610s --start-period=120s --retries=3 CMD ["python", "-IS", "serving/health.py"]
+HEALTHCHECK --interval=5s --timeout=610s --start-period=120s --retries=3 CMD ["python", "-IS", "serving/container/top1_probe.py"]
 ENTRYPOINT ["python", "-m", "serving.container"]
 CMD ["torchserve"]

@@ -42,9 +42,10 @@ LABEL org.opencontainers.image.title="trident-training" \
 WORKDIR /app
 COPY docker/train.sh ./
 COPY trident trident
+COPY bundle bundle
 COPY serving serving
 COPY training training
-COPY loadtest/__init__.py loadtest/errors.py loadtest/
+
 RUN python -m compileall -q . && install -d -o trident -g trident /app/artifacts
 USER 10001:10001
 STOPSIGNAL SIGTERM

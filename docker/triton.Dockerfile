@@ -39,13 +39,14 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nolog
 COPY --from=dependencies /opt/trident/packages /opt/trident/packages
 COPY --from=requirements /build/backends /opt/tritonserver/backends
 WORKDIR /app
+COPY bundle bundle
 COPY serving serving
 COPY model_repository model_repository
-RUN python3 -m compileall -q serving
+RUN python3 -m compileall -q bundle serving
 USER 10001:10001
 STOPSIGNAL SIGTERM
 # It keeps its own time: REQUEST_TIMEOUT_S, which is 600 at most, and a little.
-HEALTHCHECK --interval=5s --timeout=610s --start-period=120s --retries=3 CMD ["python3", "-IS", "serving/health.py"]
+HEALTHCHECK --interval=5s --timeout=610s --start-period=120s --retries=3 CMD ["python3", "-IS", "serving/container/top1_probe.py"]
 # Without the public image's own entry point, which prints a banner.
 ENTRYPOINT ["python3", "-m", "serving.container"]
 CMD ["triton"]

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bundle.store import Bundle
 from loadtest.calibration import calibrate
 from loadtest.ceiling import Ceiling, CeilingSpec, measure_ceiling
 from loadtest.environment import describe_environment
@@ -23,7 +24,6 @@ from loadtest.scenarios import Loads, Past, Scenario
 from loadtest.server_view import read_counters, stages_s
 from loadtest.settings import BenchSettings
 from loadtest.targets import Target
-from serving.bundle import Bundle
 
 _BURN_IN_AT_ONCE = 8
 # Before a run with None, after it with the run.

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from loadtest.generator.client import Generator
+from loadtest.generator.fake_server import Behaviour, fake_server
 from loadtest.generator.spec import GeneratorSpec
 from loadtest.load import ClosedLoop, Load, WarmUp
-from loadtest.truth.fake_server import Behaviour, fake_server
 
 _CROWD = 16
 

@@ -7,8 +7,8 @@ import sys
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bundle.store import Bundle
 from loadtest.errors import LoadtestError
-from serving.bundle import Bundle
 from serving.processes import die_with_parent
 
 
@@ -26,7 +26,7 @@ class CeilingSpec(BaseModel):
 
 
 class Ceiling(BaseModel):
-    """Pictures per second, one by one (`single`) and in batches, of `workers` loops side by side; `best` is the higher."""
+    """Images per second, one by one (`single`) and in batches, of `workers` loops side by side; `best` is the higher."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +53,7 @@ def measure_ceiling(spec: CeilingSpec, bundle: Bundle, seconds: float, round_: i
         if spec.cores:
             os.sched_setaffinity(0, spec.cores)
 
-    command = [sys.executable, "-m", "serving.ceiling", str(bundle.path), spec.runtime, spec.precision]
+    command = [sys.executable, "-m", "serving.runtimes.ceiling", str(bundle.path), spec.runtime, spec.precision]
     command += [str(spec.threads), str(spec.max_batch_size), str(seconds)]
     environment = os.environ | {"OMP_NUM_THREADS": str(spec.threads)}
     loops = [

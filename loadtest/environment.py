@@ -10,7 +10,7 @@ from typing import Final
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from serving.provenance import git_revision, package_versions
+from bundle.provenance import git_revision, package_versions
 
 _PACKAGES: Final = (
     "torch",

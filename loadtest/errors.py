@@ -1,16 +1,18 @@
-"""What can go wrong in a load test on purpose; every message says what to do."""
+"""The errors of the load test. Every message says what to do."""
+
+from bundle.errors import TridentError
 
 
-class LoadtestError(Exception):
-    """Base of all of them."""
+class LoadtestError(TridentError):
+    """The base of all of them."""
 
 
 class GeneratorError(LoadtestError):
-    """The load generator failed; the message holds its last words."""
+    """The load generator failed; the message holds the end of its output."""
 
 
 class TransportError(LoadtestError):
-    """A request got no answer. `sent_ns`: when it was sent (perf_counter)."""
+    """A request got no response. `sent_ns`: when it was sent (perf_counter)."""
 
     def __init__(self, message: str, sent_ns: int) -> None:
         super().__init__(message)
@@ -22,4 +24,4 @@ class ResultError(LoadtestError):
 
 
 class TargetError(LoadtestError):
-    """A target is none: its address cannot be understood, or nobody answers there."""
+    """A target's address cannot be parsed, or no server answers there."""

@@ -5,8 +5,8 @@ from functools import partial
 import httpx
 from pydantic import BaseModel, ConfigDict
 
+from bundle.store import Bundle
 from loadtest.targets import AnswerCheck, Question, Target
-from serving.bundle import Bundle
 from serving.clients.connect import connect
 from serving.clients.golden import check_golden
 
@@ -19,7 +19,7 @@ class Lane(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: Target
-    golden_pictures: int
+    golden_inputs: int
     max_abs_difference: float | None
     faults: tuple[str, ...]
 
@@ -31,11 +31,11 @@ class Lane(BaseModel):
     @property
     def parity(self) -> str:
         """In a word."""
-        return f"{self.golden_pictures} of {self.golden_pictures}" if not self.faults else "FAILED"
+        return f"{self.golden_inputs} of {self.golden_inputs}" if not self.faults else "FAILED"
 
 
 def through_gate(target: Target, bundle: Bundle | None, api_key: str | None = None) -> Lane:
-    """Ask for every golden picture. Our own servers must give every probability, others the first class and its own."""
+    """Ask for every golden image. Our own servers must give every probability, others the first class and its own."""
     endpoint = target.endpoint
     if bundle is not None and endpoint is not None:
         with connect(
@@ -43,7 +43,7 @@ def through_gate(target: Target, bundle: Bundle | None, api_key: str | None = No
         ) as client:
             golden = check_golden(client, bundle, target.tolerance)
         worst = golden.max_abs_difference if golden.agrees else None
-        return Lane(target=target, golden_pictures=golden.pictures, max_abs_difference=worst, faults=golden.faults)
+        return Lane(target=target, golden_inputs=golden.images, max_abs_difference=worst, faults=golden.faults)
     wire = target.wire(bundle.manifest if bundle is not None else None)
     questions = Question.all_of(bundle, wire) if bundle is not None else [Question.null()]
     check = AnswerCheck(wire, target.tolerance)
@@ -52,8 +52,8 @@ def through_gate(target: Target, bundle: Bundle | None, api_key: str | None = No
         for number, question in enumerate(questions):
             fault = _ask(http, check, question, kept=number > 0)
             if fault:
-                faults.append(f"picture {number}: {fault}")
-    return Lane(target=target, golden_pictures=len(questions), max_abs_difference=None, faults=tuple(faults))
+                faults.append(f"image {number}: {fault}")
+    return Lane(target=target, golden_inputs=len(questions), max_abs_difference=None, faults=tuple(faults))
 
 
 def _ask(http: httpx.Client, check: AnswerCheck, question: Question, *, kept: bool) -> str:

@@ -8,17 +8,17 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from bundle.store import Bundle
 from loadtest.benchmark import Lineup
 from loadtest.ceiling import CeilingSpec
 from loadtest.errors import TargetError
 from loadtest.resources import listening_pids
 from loadtest.targets import Target
-from serving.bundle import Bundle
+from serving.clients.endpoint import SERVERS, Endpoint, Protocol
 from serving.clients.golden import TOLERANCE
-from serving.clients.wire import triton_model
-from serving.server_plan import SERVERS, Endpoint, Protocol
+from serving.clients.http_wire import triton_model
 
-Input = Literal["picture", "tensor"]
+Input = Literal["image", "tensor"]
 _TENSOR_SERVERS: Final = ("fastapi", "triton")
 _FORMATS: Final = {"onnxruntime": "onnx", "torchscript": "torchscript"}
 _TIMEOUT_S: Final = 10.0
@@ -53,7 +53,7 @@ class Served:
         more: dict[str, Any] = {"runtime": runtime, "precision": precision, "tolerance": max([TOLERANCE, *known])}
         more["pids"] = self.pids
         lanes = []
-        if "picture" in inputs:
+        if "image" in inputs:
             spoken = [protocol for protocol in protocols if protocol in self.endpoint.protocols]
             lanes += [Target.of(self.endpoint, bundle, protocol=protocol, **more) for protocol in spoken]
         if "tensor" in inputs and "http" in protocols and self.endpoint.server in _TENSOR_SERVERS:
@@ -80,7 +80,7 @@ def lineup_of(
     bundle: Bundle,
     others: Sequence[Target] = (),
     protocols: Sequence[Protocol] = ("http",),
-    inputs: Sequence[Input] = ("picture",),
+    inputs: Sequence[Input] = ("image",),
     server_cores: tuple[int, ...] = (),
     generator_cores: tuple[int, ...] = (),
 ) -> Lineup:
@@ -95,7 +95,7 @@ def lineup_of(
         raise TargetError("no lane is left: no server here speaks what was asked for")
     by_name = {lane.lane: server for lane, (_, server) in zip(lanes, owned, strict=False)}
     # The ceiling decodes and computes; who gets decoded pixels does not.
-    decoding = [lane.lane for lane in lanes if lane.input == "picture" and lane.lane in by_name]
+    decoding = [lane.lane for lane in lanes if lane.input == "image" and lane.lane in by_name]
     ceilings = {name: spec for name in decoding if (spec := by_name[name].ceiling()) is not None}
     return Lineup(
         targets=tuple(lanes),
@@ -127,14 +127,14 @@ def only(lineup: Lineup, names: Sequence[str]) -> Lineup:
 
 
 def parse_inputs(text: str) -> list[Input]:
-    """`picture`, `tensor`, or both with a comma.
+    """`image`, `tensor`, or both with a comma.
 
     Raises:
         TargetError: something else.
     """
     names: list[Input] = [name for name in get_args(Input) if name in text.split(",")]
     if len(names) != len(text.split(",")):
-        raise TargetError(f"--send {text!r}: there are picture and tensor")
+        raise TargetError(f"--send {text!r}: there are image and tensor")
     return names
 
 
@@ -164,7 +164,7 @@ def parse_target(entry: str, bundle: Bundle) -> Target:
     """`NAME=URL` of any server that serves the bundle's model.
 
     By the URL's path: `.../v2/models/MODEL` speaks the Open Inference Protocol (what it takes is read from its metadata);
-    any other path (default `/predict`) takes a picture as the body of a POST and answers as Trident or TorchServe do.
+    any other path (default `/predict`) takes an image as the body of a POST and answers as Trident or TorchServe do.
 
     Raises:
         TargetError: it is something else, or cannot be asked.
@@ -186,7 +186,7 @@ def parse_target(entry: str, bundle: Bundle) -> Target:
     before, is_protocol, model = parts.path.partition("/v2/models/")
     if not is_protocol:
         path = parts.path.rstrip("/") or "/predict"
-        return Target(**content, dialect="picture", path=path + (f"?{parts.query}" if parts.query else ""))
+        return Target(**content, dialect="image", path=path + (f"?{parts.query}" if parts.query else ""))
     path = f"{before}/v2/models/{model.removesuffix('/infer').rstrip('/')}"
     metadata = _metadata(f"{base}{path}", entry)
     try:
@@ -200,7 +200,7 @@ def parse_target(entry: str, bundle: Bundle) -> Target:
     if datatype == "BYTES":
         content |= {"url": f"{base}{before}", "model": path.rpartition("/v2/models/")[2]}
         return Target(**content, dialect="triton")
-    raise TargetError(f"--target {entry}: it takes {datatype}; UINT8 pixels or BYTES of a picture can be sent")
+    raise TargetError(f"--target {entry}: it takes {datatype}; UINT8 pixels or BYTES of an image can be sent")
 
 
 def _metadata(url: str, entry: str) -> dict[str, Any]:

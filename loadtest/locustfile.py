@@ -5,7 +5,7 @@
 
 Closed loop: a user is a client that waits for its answers. Open loop: a user is a source of `--rate-per-user` Poisson
 arrivals per second, so the number of users sets the offered rate. Latency counts from the scheduled arrival. The
-pictures are the golden ones of the model's newest bundle, and every answer is checked. (GEVENT_BACKEND=select makes
+images are the golden ones of the model's newest bundle, and every answer is checked. (GEVENT_BACKEND=select makes
 timers exact to 0.1 ms instead of 1 ms.) Beside the web UI, /metrics is for Prometheus; of master and workers, the
 master has it.
 """
@@ -19,12 +19,12 @@ import gevent
 from locust import events
 from locust.env import Environment
 
+from bundle.store import find_bundle
 from loadtest import load
 from loadtest.generator.users import ClosedLoopUser, OpenLoopUser, Stage
 from loadtest.lanes import Served
 from loadtest.targets import Question
-from serving.bundle import find_bundle
-from serving.server_plan import SERVERS, Endpoint
+from serving.clients.endpoint import SERVERS, Endpoint
 
 DEFAULT_HOST = "http://127.0.0.1:8000"
 
@@ -36,7 +36,7 @@ def _add_arguments(parser: Any) -> None:
     )
     parser.add_argument("--protocol", choices=["http", "grpc"], default="http")
     parser.add_argument("--grpc-address", default="", help="host:port, for --protocol grpc")
-    parser.add_argument("--send", choices=["picture", "tensor"], default="picture")
+    parser.add_argument("--send", choices=["image", "tensor"], default="image")
     parser.add_argument("--loop", choices=["closed", "open"], default="closed")
     parser.add_argument("--rate-per-user", type=float, default=1.0, help="open loop: arrivals per second and user")
     parser.add_argument(

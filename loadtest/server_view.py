@@ -1,4 +1,4 @@
-"""Where the time goes as the server itself counts it: seconds of decode, queue and inference per picture, from the
+"""Where the time goes as the server itself counts it: seconds of decode, queue and inference per image, from the
 difference of its counters before and after a run.
 
 FastAPI's and TorchServe's are Prometheus metrics, Triton's its statistics extension.
@@ -11,9 +11,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.targets import Target
-from serving.clients.wire import triton_model
+from serving.clients.http_wire import triton_model
 
-# By stage: seconds so far, and how many pictures (or executions) they belong to.
+# By stage: seconds so far, and how many images (or executions) they belong to.
 Counters = dict[str, tuple[float, float]]
 _TIMEOUT_S: Final = 5.0
 
@@ -30,7 +30,7 @@ def read_counters(target: Target) -> Counters | None:
 
 
 def stages_s(before: Counters | None, after: Counters | None) -> dict[str, float]:
-    """Mean seconds per picture and stage between two readings; empty if one is missing."""
+    """Mean seconds per image and stage between two readings; empty if one is missing."""
     if before is None or after is None:
         return {}
     means = {}
@@ -81,7 +81,7 @@ def _triton(target: Target) -> Counters:
     name = triton_model(target.model, target.version) if target.version is not None else target.model
     stages = {f"{name}_preprocess": "decode", f"{name}_classifier": "inference"}
     counters: Counters = {}
-    queue, pictures = 0.0, 0.0
+    queue, images = 0.0, 0.0
     for model in models:
         statistics: dict[str, Any] = model["inference_stats"]
         if model["name"] in stages:
@@ -89,8 +89,8 @@ def _triton(target: Target) -> Counters:
         if model["name"].startswith(f"{name}_"):
             queue += _seconds(statistics, "queue")[0]
         if model["name"] == f"{name}_classifier":
-            pictures = _seconds(statistics, "queue")[1]
-    return {**counters, "queue": (queue, pictures)} if pictures else counters
+            images = _seconds(statistics, "queue")[1]
+    return {**counters, "queue": (queue, images)} if images else counters
 
 
 def _seconds(statistics: dict[str, Any], *names: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Who is measured with what: a server, a model, and pictures whose right answers are known."""
+"""Who is measured with what: a server, a model, and images whose right answers are known."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from typing import Final, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from bundle.errors import TridentError
+from bundle.manifest import Manifest
+from bundle.schemas import Prediction
+from bundle.store import Bundle
 from loadtest.tensor_wire import TensorWire
-from serving.bundle import Bundle
+from serving.clients.endpoint import Endpoint, Protocol
 from serving.clients.golden import TOLERANCE
 from serving.clients.grpc_wire import GrpcWire, grpc_wire
-from serving.clients.wire import WIRES, FastapiWire, HttpRequest, RefusedError, Wire
-from serving.errors import TridentError
-from serving.manifest import Manifest
-from serving.schemas import Prediction
-from serving.server_plan import Endpoint, Protocol
+from serving.clients.http_wire import WIRES, FastapiWire, HttpRequest, RefusedError, Wire
 
-# What a target's requests look like: one of our three servers, a plain picture to an address, pixels by the Open
+# What a target's requests look like: one of our three servers, a plain image to an address, pixels by the Open
 # Inference Protocol, or a null target, which answers without doing anything.
-Dialect = Literal["fastapi", "torchserve", "triton", "picture", "tensor", "null"]
+Dialect = Literal["fastapi", "torchserve", "triton", "image", "tensor", "null"]
 NULL_ANSWER: Final = b'{"model":"null","version":1,"predictions":[{"label":"0","class_id":0,"probability":1.0}]}'
-NULL_PICTURE: Final = bytes(512)
+NULL_IMAGE: Final = bytes(512)
 
 
 class Target(BaseModel):
@@ -30,7 +30,7 @@ class Target(BaseModel):
     Args:
         lane: its name in tables.
         url: what comes before the dialect's own path.
-        path: of `picture` (the whole path) and `tensor` (the model's path) targets.
+        path: of `image` (the whole path) and `tensor` (the model's path) targets.
         grpc: `host:port`, of a lane whose protocol is gRPC.
         tolerance: largest |difference| to the golden probability with which an answer counts as right.
         container_url: the metrics of the server's container (CPU, memory, throttling); empty: it is not in one.
@@ -59,7 +59,7 @@ class Target(BaseModel):
 
     @classmethod
     def of(cls, endpoint: Endpoint, bundle: Bundle, **more: object) -> Self:
-        """The picture-in lane of one of our servers."""
+        """The image-in lane of one of our servers."""
         manifest = bundle.manifest
         content = {
             "lane": endpoint.server,
@@ -76,8 +76,8 @@ class Target(BaseModel):
 
     @property
     def input(self) -> str:
-        """What is sent: `picture` or `tensor`."""
-        return "tensor" if self.dialect == "tensor" else "picture"
+        """What is sent: `image` or `tensor`."""
+        return "tensor" if self.dialect == "tensor" else "image"
 
     @property
     def server_process(self) -> str:
@@ -95,9 +95,9 @@ class Target(BaseModel):
     def wire(self, manifest: Manifest | None) -> Wire:
         """How to ask it. `manifest`: of the bundle that it serves; only a null target has none."""
         if self.dialect == "null":
-            return PictureWire("/predict")
-        if self.dialect == "picture":
-            return PictureWire(self.path)
+            return ImageWire("/predict")
+        if self.dialect == "image":
+            return ImageWire(self.path)
         assert manifest is not None, "only a null target serves no bundle"
         if self.dialect == "tensor":
             return TensorWire(self.path, manifest, self.input_name, self.output_name)
@@ -112,9 +112,9 @@ class CallWire:
 
     call: GrpcWire
 
-    def request(self, picture: bytes, top_k: int | None = None) -> HttpRequest:
+    def request(self, image: bytes, top_k: int | None = None) -> HttpRequest:
         """The call's bytes."""
-        return HttpRequest(self.call.method, dict(self.call.metadata(None)), self.call.request(picture, top_k))
+        return HttpRequest(self.call.method, dict(self.call.metadata(None)), self.call.request(image, top_k))
 
     def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
         """The prediction in the serialised response."""
@@ -124,14 +124,14 @@ class CallWire:
 
 
 @dataclass(frozen=True)
-class PictureWire:
-    """A picture as the body of a POST to `path`; the answer is a `Prediction` in JSON."""
+class ImageWire:
+    """An image as the body of a POST to `path`; the answer is a `Prediction` in JSON."""
 
     path: str
 
-    def request(self, picture: bytes, top_k: int | None = None) -> HttpRequest:
-        """The picture, and nothing else."""
-        return HttpRequest(self.path, FastapiWire("").request(picture, top_k).headers, picture)
+    def request(self, image: bytes, top_k: int | None = None) -> HttpRequest:
+        """The image, and nothing else."""
+        return HttpRequest(self.path, FastapiWire("").request(image, top_k).headers, image)
 
     def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
         """The body is the prediction."""
@@ -140,7 +140,7 @@ class PictureWire:
 
 @dataclass(frozen=True)
 class Question:
-    """A picture as a ready request, with its golden answer."""
+    """An image as a ready request, with its golden answer."""
 
     request: HttpRequest
     label: str
@@ -149,9 +149,9 @@ class Question:
 
     @classmethod
     def all_of(cls, bundle: Bundle, wire: Wire) -> list[Self]:
-        """The golden pictures of a bundle, as questions to one server."""
+        """The golden images of a bundle, as questions to one server."""
         questions = []
-        for (_, data), row in zip(bundle.golden_pictures(), bundle.golden_probabilities(), strict=True):
+        for (_, data), row in zip(bundle.golden_inputs(), bundle.golden_probabilities(), strict=True):
             top = int(np.argmax(row))
             questions.append(cls(wire.request(data), bundle.manifest.labels[top], top, float(row[top])))
         return questions
@@ -159,7 +159,7 @@ class Question:
     @classmethod
     def null(cls) -> Self:
         """What a null target is asked."""
-        return cls(PictureWire("/predict").request(NULL_PICTURE), "0", 0, 1.0)
+        return cls(ImageWire("/predict").request(NULL_IMAGE), "0", 0, 1.0)
 
 
 class AnswerCheck:

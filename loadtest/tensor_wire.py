@@ -1,4 +1,4 @@
-"""Pixels on the wire instead of pictures: the Open Inference Protocol v2 with the binary tensor extension.
+"""Pixels on the wire instead of images: the Open Inference Protocol v2 with the binary tensor extension.
 
 A tensor-in lane decodes and resizes on the client's side, before the clock runs: it shows what the server costs without
 the decoding. https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.clients.wire import GarbledError, HttpRequest, RefusedError
-from serving.manifest import Manifest
-from serving.postprocess import DEFAULT_TOP_K, answer
-from serving.preprocess import preprocess
-from serving.schemas import Prediction
+from bundle.manifest import Manifest
+from bundle.postprocess import DEFAULT_TOP_K, answer
+from bundle.preprocess import preprocess
+from bundle.schemas import Prediction
+from serving.clients.http_wire import GarbledError, HttpRequest, RefusedError
 
 _HEADER_LENGTH = "inference-header-content-length"
 
@@ -28,9 +28,9 @@ class TensorWire:
     input_name: str = "image"
     output_name: str = "probabilities"
 
-    def request(self, picture: bytes, top_k: int | None = None) -> HttpRequest:
-        """Decode the picture, and ask for the probabilities of its pixels."""
-        pixels = preprocess(picture, self.manifest.input)
+    def request(self, image: bytes, top_k: int | None = None) -> HttpRequest:
+        """Decode the image, and ask for the probabilities of its pixels."""
+        pixels = preprocess(image, self.manifest.input)
         data = pixels.tobytes()
         tensor = {
             "name": self.input_name,

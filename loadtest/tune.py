@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from bundle.atomic_file import atomic_write
 from loadtest.benchmark import Lineup, run_benchmark
 from loadtest.errors import LoadtestError
 from loadtest.result import Result, write_result
 from loadtest.settings import BenchSettings
 from loadtest.summary import slo_capacity
-from serving.whole_file import write_whole
 
 DEFAULT: Final = "default"
 _FINALISTS: Final = 2
@@ -159,7 +159,7 @@ def write_tuned(tuned: Tuned, path: Path) -> None:
     lines = ["# Requests/s of the candidates, in one round each; the report beside this file has the final.\n"]
     lines += [f"# {' '.join(one.text().split())}\n" for one in tuned.screened]
     lines.append(tuned.toml() or "# Nothing was better than the default beyond the noise.\n")
-    write_whole(path, "".join(lines))
+    atomic_write(path, "".join(lines))
 
 
 def _beside(lanes: dict[str, Lineup]) -> Lineup:

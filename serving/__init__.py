@@ -1,7 +1,7 @@
 """Serving: a bundle in, answers out, by three servers side by side.
 
 In the order of the data: ``manifest``, ``bundle`` (what training promises), ``preprocess`` -> ``runtimes`` ->
-``postprocess`` (a picture's way), ``settings`` and ``tuning`` (one file for all servers), ``fastapi_server``,
+``postprocess`` (an image's way), ``settings`` and ``tuning`` (one file for all servers), ``fastapi_server``,
 ``torchserve_server``, ``triton_server`` (the three deployments), ``clients`` (one interface over the three), ``stack``
 (the three as local processes), ``verify`` (proof that they agree).
 """

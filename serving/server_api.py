@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any, Final
 
-from serving.errors import DeploymentError
+from bundle.errors import DeploymentError
 
 _DIRECT: Final = urllib.request.OpenerDirector()
 for _handler in (urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()):

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from serving.bundle import BUNDLES
+from bundle.errors import DeploymentError
+from bundle.manifest import Precision
+from bundle.preprocess import MAX_IMAGE_PIXELS
+from bundle.store import BUNDLES
 from serving.cgroup import cpu_limit
-from serving.errors import DeploymentError
-from serving.manifest import Precision
-from serving.preprocess import MAX_IMAGE_PIXELS
-from serving.server_plan import ServerName
+from serving.clients.endpoint import ServerName
 from serving.tuning import DEFAULTS, Tuning, resolve
 
 SETTINGS_FILE: Final = Path("trident.toml")

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.server_plan import ServerName
+from serving.clients.endpoint import ServerName
 
 MAX_AUTOMATIC_WORKERS: Final = 4
 

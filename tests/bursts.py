@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import grpc
 
 from serving.clients.grpc_wire import GrpcWire
-from serving.clients.wire import HttpRequest
+from serving.clients.http_wire import HttpRequest
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Answer:
 
 
 @contextmanager
-def under_way(url: str, requests: Sequence[HttpRequest]) -> Iterator[Callable[[], list[Answer]]]:
+def in_flight(url: str, requests: Sequence[HttpRequest]) -> Iterator[Callable[[], list[Answer]]]:
     """Send, each on a connection of its own; what is handed out reads the answers, in the order of the requests."""
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(len(requests)))
@@ -47,7 +47,7 @@ def under_way(url: str, requests: Sequence[HttpRequest]) -> Iterator[Callable[[]
 
 def burst(url: str, requests: Sequence[HttpRequest]) -> list[Answer]:
     """Send, and read the answers."""
-    with under_way(url, requests) as answers:
+    with in_flight(url, requests) as answers:
         return answers()
 
 
@@ -69,13 +69,13 @@ def _answer(connection: HTTPConnection, sent: float) -> Answer:
         return Answer(response.status, headers, response.read(), sent, came)
 
 
-def grpc_burst(address: str, wire: GrpcWire, picture: bytes, count: int) -> list[Answer]:
-    """The same picture `count` times, over one channel."""
+def grpc_burst(address: str, wire: GrpcWire, image: bytes, count: int) -> list[Answer]:
+    """The same image `count` times, over one channel."""
     sent: dict[grpc.Future, float] = {}
     came: dict[grpc.Future, float] = {}
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         grpc.channel_ready_future(channel).result(timeout=30)
-        ask, request = channel.unary_unary(wire.method), wire.request(picture)
+        ask, request = channel.unary_unary(wire.method), wire.request(image)
         for _ in range(count):
             now = time.monotonic()
             call = ask.future(request, timeout=60)

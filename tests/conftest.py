@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.bundle import Bundle
+from bundle.store import Bundle
 from serving.settings import ServingSettings
 
 Run = Callable[..., tuple[int, str]]
@@ -31,7 +31,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digits model after one epoch."""
-    from tests.training_runs import train_digits
+    from tests.training.training_runs import train_digits
 
     return train_digits(tmp_path_factory.mktemp("run"), epochs=1).checkpoint
 
@@ -53,7 +53,7 @@ def digits(checkpoint: Path, bundles: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def other_weights(digits: Bundle, bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle named `digits:1` like the other, with other weights."""
-    from tests.training_runs import train_digits
+    from tests.training.training_runs import train_digits
     from training.export import export_checkpoint
 
     run = train_digits(tmp_path_factory.mktemp("run"), epochs=1, seed=1)

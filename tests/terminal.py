@@ -12,11 +12,11 @@ from serving.stack.state import StackState
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def documented_curls(document: str, picture: str) -> list[str]:
-    """The calls of curl in a document's console blocks: those that send `picture`, or nothing."""
+def documented_curls(document: str, image: str) -> list[str]:
+    """The calls of curl in a document's console blocks: those that send `image`, or nothing."""
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("curl ") and (f"@{picture}" in line or "@" not in line)]
+    return [line for line in lines if line.startswith("curl ") and (f"@{image}" in line or "@" not in line)]
 
 
 def typed(command: str, state: StackState, folder: Path) -> tuple[int, str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from serving.clients.endpoint import SERVERS
 from serving.scratch import scratch_name
-from serving.server_plan import SERVERS
 from serving.stack.control import current_stack
 from serving.stack.state import StackState
 from serving.triton_server.control import ADMIN_HEADER

@@ -1,6 +1,6 @@
 """Training: a data set in, a bundle out.
 
-In the order of the data: ``settings``, ``datasets`` (pictures and labels), ``loading`` (augmented, reproducible
+In the order of the data: ``settings``, ``datasets`` (images and labels), ``loading`` (augmented, reproducible
 batches), ``models`` and ``weights`` (published ones), ``optimisation``, ``trainer`` -> ``checkpoint``; ``run`` puts a run
 together with its ``tracking`` and its ``report``. Then ``export`` (checkpoint -> bundle, in the formats and precisions of
 ``precisions``) and ``pretrained`` (published weights -> bundle).

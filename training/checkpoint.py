@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from serving.manifest import ImageInput
+from bundle.manifest import ImageInput
 from training.errors import CheckpointError
 from training.models import Classifier, build_network
 from training.settings import TrainSettings

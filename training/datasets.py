@@ -1,7 +1,7 @@
-"""Data sets: encoded pictures with labels, split into train, val and test.
+"""Data sets: encoded images with labels, split into train, val and test.
 
 `digits`   1797 handwritten digits, 8x8, from scikit-learn's wheel: real data that needs no network.
-`cifar10`  50,000 + 10,000 pictures, 32x32, by torchvision: downloaded, or found below `data_dir`.
+`cifar10`  50,000 + 10,000 images, 32x32, by torchvision: downloaded, or found below `data_dir`.
 `folder`   a user's own: `data_dir/{train,val,test}/<label>/*.jpg`, or `data_dir/<label>/*.jpg`, which is split by us
            (so is `train` where only one of `val` and `test` is there: that one is then the test).
 
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serving.manifest import LEAST_GOLDEN, ImageInput
-from serving.preprocess import Pixels, preprocess
+from bundle.manifest import LEAST_GOLDEN, ImageInput
+from bundle.preprocess import Pixels, preprocess
 from training.errors import DataError
 from training.settings import DataName, TrainSettings
 
@@ -32,12 +32,12 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
 class Split(Protocol):
-    """Pictures with labels (int64 `[N]`, class ids); index i is always the same picture."""
+    """Images with labels (int64 `[N]`, class ids); index i is always the same image."""
 
     labels: npt.NDArray[np.int64]
 
     def encoded(self, index: int) -> bytes:
-        """The picture as a file's bytes, as a client would send it."""
+        """The image as a file's bytes, as a client would send it."""
 
     def pixels(self, index: int) -> Pixels:
         """uint8 `[3, H, W]`: what serving's preprocessing makes of `encoded(index)`."""
@@ -63,7 +63,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over every picture and label, in order: equal fingerprints mean equal data."""
+        """sha256 over every image and label, in order: equal fingerprints mean equal data."""
         digest = hashlib.sha256(repr((self.labels, self.input.model_dump())).encode())
         for split in self.splits.values():
             digest.update(split.labels.tobytes())
@@ -73,7 +73,7 @@ class Dataset:
 
 
 class ArraySplit:
-    """Pictures held in memory as one uint8 array `[N, h, w]` (gray) or `[N, h, w, 3]` (RGB)."""
+    """Images held in memory as one uint8 array `[N, h, w]` (gray) or `[N, h, w, 3]` (RGB)."""
 
     def __init__(self, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], spec: ImageInput) -> None:
         self.images = images
@@ -82,7 +82,7 @@ class ArraySplit:
         self._cache: list[Pixels | None] = [None] * len(labels)
 
     def encoded(self, index: int) -> bytes:
-        """The picture as a PNG, which is lossless."""
+        """The image as a PNG, which is lossless."""
         buffer = io.BytesIO()
         Image.fromarray(self.images[index]).save(buffer, "PNG")
         return buffer.getvalue()
@@ -96,7 +96,7 @@ class ArraySplit:
 
 
 class FileSplit:
-    """Pictures that lie in files and are decoded when they are needed."""
+    """Images that lie in files and are decoded when they are needed."""
 
     def __init__(self, paths: Sequence[Path], labels: npt.NDArray[np.int64], spec: ImageInput) -> None:
         self.paths = paths
@@ -125,7 +125,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
             return _cifar10(settings.data_dir or Path("data"), settings.image_size or 32)
         case "folder":
             if settings.data_dir is None:
-                raise DataError("--data folder needs --data-dir, the folder with one folder of pictures per label")
+                raise DataError("--data folder needs --data-dir, the folder with one folder of images per label")
             return _folder(settings.data_dir, settings.image_size or 224)
 
 
@@ -185,7 +185,7 @@ def _folder(root: Path, size: int) -> Dataset:
         paths, labels = _scan(root, names)
         rows = _stratified(labels, val=0.1, test=0.1)
         if len(paths) < LEAST_GOLDEN:
-            raise DataError(f"{root} has {len(paths)} pictures; an exported model needs at least {LEAST_GOLDEN}")
+            raise DataError(f"{root} has {len(paths)} images; an exported model needs at least {LEAST_GOLDEN}")
         train, val, test = (_part(paths, labels, chosen, spec) for chosen in rows)
     elif "train" in given and len(given) > 1:
         names = _label_folders(given["train"])
@@ -214,7 +214,7 @@ def _part(
 def _label_folders(root: Path) -> list[str]:
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(names) < 2:
-        raise DataError(f"{root} must hold at least two folders of pictures, one per label; it has {len(names)}")
+        raise DataError(f"{root} must hold at least two folders of images, one per label; it has {len(names)}")
     return names
 
 
@@ -226,7 +226,7 @@ def _scan(root: Path, names: Sequence[str]) -> tuple[list[Path], npt.NDArray[np.
         paths += files
         labels += [class_id] * len(files)
     if not paths:
-        raise DataError(f"no pictures below {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise DataError(f"no images below {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     return paths, np.asarray(labels, dtype=np.int64)
 
 
@@ -234,7 +234,7 @@ def _stratified(labels: npt.NDArray[np.int64], val: float, test: float) -> tuple
     """Row numbers of train, val and test, each with the classes in equal shares.
 
     Raises:
-        DataError: a class has too few pictures to be in every part.
+        DataError: a class has too few images to be in every part.
     """
     random = np.random.default_rng(SPLIT_SEED)
     parts: tuple[list[npt.NDArray[np.int64]], ...] = ([], [], [])
@@ -243,7 +243,7 @@ def _stratified(labels: npt.NDArray[np.int64], val: float, test: float) -> tuple
         test_end = max(1, round(len(rows) * test)) if test else 0
         val_end = test_end + max(1, round(len(rows) * val))
         if val_end >= len(rows):
-            raise DataError(f"class {class_id} has {len(rows)} pictures, too few to split into train, val and test")
+            raise DataError(f"class {class_id} has {len(rows)} images, too few to split into train, val and test")
         for part, chosen in zip(parts, (rows[val_end:], rows[test_end:val_end], rows[:test_end]), strict=True):
             part.append(chosen)
     return tuple(np.sort(np.concatenate(part)) for part in parts)

@@ -1,8 +1,10 @@
-"""What can go wrong in training and export on purpose; every message says what to do."""
+"""The errors of training and export. Every message says what to do."""
+
+from bundle.errors import TridentError
 
 
-class TrainingError(Exception):
-    """Base of all of them."""
+class TrainingError(TridentError):
+    """The base of all of them."""
 
 
 class DataError(TrainingError):
@@ -10,15 +12,15 @@ class DataError(TrainingError):
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint is missing, damaged, or not one of ours."""
+    """A checkpoint is missing or damaged, or Trident did not write it."""
 
 
 class ModelError(TrainingError):
-    """There is no such model, or its weights cannot be had, or the device is not there."""
+    """The model, its weights or the device does not exist here."""
 
 
 class ExportError(TrainingError):
-    """An exported file does not do what eager PyTorch does, so there is no bundle."""
+    """An exported file does not agree with eager PyTorch. No bundle is written."""
 
 
 class TrackingError(TrainingError):

@@ -1,4 +1,4 @@
-"""How good a model is on a split: loss, accuracy, confusions, and the pictures that it gets wrong."""
+"""How good a model is on a split: loss, accuracy, confusions, and the images that it gets wrong."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture whose most probable class is not its own. `index` counts within the split."""
+    """An image whose most probable class is not its own. `index` counts within the split."""
 
     index: int
     label: int
@@ -25,7 +25,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` is the mean cross entropy (nats); `confusion` int64 `[label, predicted]` counts pictures; `mistakes` are
+    """`loss` is the mean cross entropy (nats); `confusion` int64 `[label, predicted]` counts images; `mistakes` are
     those that this process saw, the surest first.
     """
 
@@ -35,12 +35,12 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """The fraction of pictures whose most probable class is their own."""
+        """The fraction of images whose most probable class is their own."""
         return int(self.confusion.diagonal().sum()) / int(self.confusion.sum())
 
     @property
     def class_accuracy(self) -> list[float]:
-        """Per class, the fraction of its pictures that are found (recall); NaN for a class without pictures."""
+        """Per class, the fraction of its images that are found (recall); NaN for a class without images."""
         return (self.confusion.diagonal() / self.confusion.sum(1)).tolist()
 
 

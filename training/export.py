@@ -1,6 +1,6 @@
-"""Checkpoint -> bundle: the model in several formats and precisions with one signature, golden pictures, and proof.
+"""Checkpoint -> bundle: the model in several formats and precisions with one signature, golden images, and proof.
 
-The bundle appears only if every fp32 file gives what eager PyTorch gives, on the golden pictures and on a sample of
+The bundle appears only if every fp32 file gives what eager PyTorch gives, on the golden images and on a sample of
 others, and no file of a lower precision loses more accuracy than is allowed.
 """
 
@@ -16,24 +16,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from serving.bundle import BUNDLES, MANIFEST, Bundle, describe_file, next_version, read_bundle, writing_bundle
-from serving.manifest import Artefact, Format, ImageInput, Manifest, Origin, Precision, ProbabilitiesOutput
-from serving.postprocess import Probabilities
-from serving.preprocess import Pixels, preprocess
-from serving.provenance import git_revision, package_versions
+from bundle.manifest import Artefact, Format, ImageInput, Manifest, Origin, Precision, ProbabilitiesOutput
+from bundle.postprocess import Probabilities
+from bundle.preprocess import Pixels, preprocess
+from bundle.provenance import git_revision, package_versions
+from bundle.store import BUNDLES, MANIFEST, Bundle, describe_file, next_version, read_bundle, writing_bundle
 from training.checkpoint import load_checkpoint
 from training.datasets import Split, load_dataset
 from training.errors import ExportError
 from training.formats import SUFFIXES, Infer, read_model, run_eager, write_onnx, write_ort, write_pt2, write_torchscript
-from training.golden import golden_pictures, write_golden
+from training.golden import golden_inputs, write_golden
 from training.models import Servable
 from training.precisions import in_half_precision, quantise, quantise_dynamic
 
 FP32_TOLERANCE: Final = 1e-5  # between two files on one machine
 SERVED_TOLERANCE: Final = 1e-4  # between this machine and another
-SAMPLE_PICTURES: Final = 256
-CALIBRATION_PICTURES: Final = 256
-LABELLED_PICTURES: Final = 2000
+SAMPLE_IMAGES: Final = 256
+CALIBRATION_IMAGES: Final = 256
+LABELLED_IMAGES: Final = 2000
 MAX_ACCURACY_DROP: Final = 0.02
 BATCH: Final = 32
 TIMED_ROUNDS: Final = 15
@@ -44,7 +44,7 @@ Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportOptions:
     """What a bundle is to hold beside fp32 ONNX, TorchScript and .pt2. `max_accuracy_drop` is a fraction."""
 
     precisions: tuple[Precision, ...] = ()
@@ -54,7 +54,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Exportable:
-    """Everything that becomes a bundle. Pictures are uint8 `[N, 3, H, W]`: `sample` to compare on beside the golden ones,
+    """Everything that becomes a bundle. Images are uint8 `[N, 3, H, W]`: `sample` to compare on beside the golden ones,
     `calibration` of the training data for int8's ranges, `test` with its class ids to measure accuracy on, if there is
     any.
     """
@@ -76,7 +76,7 @@ def export_checkpoint(
     name: str | None = None,
     version: int | None = None,
     say: Say = print,
-    wanted: Wanted | None = None,
+    wanted: ExportOptions | None = None,
 ) -> Bundle:
     """Export the checkpoint at `path` as the next version of its model (or as `version`).
 
@@ -90,9 +90,9 @@ def export_checkpoint(
         f"test accuracy {checkpoint.test_accuracy}"
     )
     dataset = load_dataset(settings)
-    golden = golden_pictures(dataset.splits, checkpoint.labels)
+    golden = golden_inputs(dataset.splits, checkpoint.labels)
     if (others := len(golden) - len(dataset.test.labels)) > 0:
-        say(f"golden pictures: the test set has {len(golden) - others}; {others} more of validation and training")
+        say(f"golden images: the test set has {len(golden) - others}; {others} more of validation and training")
     exportable = Exportable(
         servable=Servable(checkpoint.build()),
         model=name or settings.name,
@@ -110,9 +110,9 @@ def export_checkpoint(
             test_accuracy=checkpoint.test_accuracy,
         ),
         golden=golden,
-        sample=_some(dataset.val, SAMPLE_PICTURES)[0],
-        calibration=_some(dataset.train, CALIBRATION_PICTURES)[0],
-        test=_some(dataset.test, LABELLED_PICTURES),
+        sample=_some(dataset.val, SAMPLE_IMAGES)[0],
+        calibration=_some(dataset.train, CALIBRATION_IMAGES)[0],
+        test=_some(dataset.test, LABELLED_IMAGES),
     )
     return export_bundle(exportable, root, version, say, wanted)
 
@@ -122,7 +122,7 @@ def export_bundle(
     root: Path = BUNDLES,
     version: int | None = None,
     say: Say = print,
-    wanted: Wanted | None = None,
+    wanted: ExportOptions | None = None,
 ) -> Bundle:
     """Write, compare, and only then publish a bundle.
 
@@ -130,7 +130,7 @@ def export_bundle(
         ExportError: a file does not agree with eager PyTorch, or loses too much accuracy.
         BundleError: the version is there already.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or ExportOptions()
     version = version or next_version(exportable.model, root)
     pixels = np.concatenate(
         [np.stack([preprocess(data, exportable.input) for _, data in exportable.golden]), exportable.sample]
@@ -159,7 +159,7 @@ def export_bundle(
 
 
 def _written(
-    exportable: Exportable, example_pixels: Array, folder: Path, wanted: Wanted
+    exportable: Exportable, example_pixels: Array, folder: Path, wanted: ExportOptions
 ) -> Iterable[tuple[Format, Precision, Path]]:
     """Write the files, one after another."""
     example = torch.from_numpy(example_pixels)
@@ -197,7 +197,7 @@ def _written(
 
 @dataclass(frozen=True)
 class _Proof:
-    """What eager PyTorch gives for `pixels` (the golden pictures first), and how a file compares."""
+    """What eager PyTorch gives for `pixels` (the golden images first), and how a file compares."""
 
     exportable: Exportable
     pixels: Array
@@ -237,10 +237,10 @@ class _Proof:
             precision=precision,
             max_abs_difference=difference,
             top1_agreement=agreement,
-            compared_pictures=len(eager),
+            compared_inputs=len(eager),
             tolerance=tolerance,
             accuracy_drop=drop if self.exportable.test is not None else None,
-            accuracy_pictures=None if self.exportable.test is None else len(self.exportable.test[1]),
+            accuracy_inputs=None if self.exportable.test is None else len(self.exportable.test[1]),
         )
 
     def _must_equal(self, name: str, got: Probabilities, difference: float) -> None:
@@ -249,11 +249,11 @@ class _Proof:
         if not difference <= FP32_TOLERANCE or agreement < 1:
             raise ExportError(
                 f"{name} differs from PyTorch: max |difference| {difference:.2e} (allowed {FP32_TOLERANCE:.0e}), "
-                f"top-1 agreement {agreement:.1%} on {len(self.eager)} pictures; no bundle was written"
+                f"top-1 agreement {agreement:.1%} on {len(self.eager)} images; no bundle was written"
             )
 
     def _accuracy_drop(self, infer: Infer) -> float | None:
-        """Eager PyTorch's accuracy minus the file's, on the labelled pictures."""
+        """Eager PyTorch's accuracy minus the file's, on the labelled images."""
         if self.exportable.test is None:
             return None
         pixels, labels = self.exportable.test
@@ -262,7 +262,7 @@ class _Proof:
         return float((eager.argmax(1) == labels).mean() - (got.argmax(1) == labels).mean())
 
     def _must_be_accurate(self, name: str, drop: float | None, disagreement: float, allowed: float) -> None:
-        """Without labels, the share of pictures whose top-1 changed stands for the drop, which it bounds."""
+        """Without labels, the share of images whose top-1 changed stands for the drop, which it bounds."""
         what, value = ("accuracy", drop) if drop is not None else ("top-1 agreement with fp32", disagreement)
         if not value <= allowed:
             raise ExportError(
@@ -271,8 +271,8 @@ class _Proof:
             )
 
 
-def timed(folder: Path, artefacts: Sequence[Artefact], picture: Array) -> tuple[Artefact, ...]:
-    """The artefacts with their latency for one picture in one thread: medians of interleaved rounds, so that all meet the
+def timed(folder: Path, artefacts: Sequence[Artefact], image: Array) -> tuple[Artefact, ...]:
+    """The artefacts with their latency for one image in one thread: medians of interleaved rounds, so that all meet the
     same load.
     """
     models = [read_model(artefact.format, folder / artefact.file, threads=1) for artefact in artefacts]
@@ -283,7 +283,7 @@ def timed(folder: Path, artefacts: Sequence[Artefact], picture: Array) -> tuple[
         for round_ in range(TIMED_ROUNDS + 2):
             for model, times in zip(models, seconds, strict=True):
                 started = time.perf_counter()
-                model(picture)
+                model(image)
                 if round_ >= 2:
                     times.append(time.perf_counter() - started)
     finally:
@@ -299,15 +299,15 @@ def described(artefact: Artefact) -> str:
     """One line about a file."""
     line = f"{artefact.file} ({artefact.bytes / 2**20:.2f} MiB): max |difference| {artefact.max_abs_difference:.1e}"
     if artefact.precision == "fp32":
-        return f"{line} to PyTorch on {artefact.compared_pictures} pictures"
+        return f"{line} to PyTorch on {artefact.compared_inputs} images"
     line += f", top-1 agreement {artefact.top1_agreement:.1%}"
     if artefact.accuracy_drop is not None:
-        line += f", accuracy drop {artefact.accuracy_drop:.2%} on {artefact.accuracy_pictures} test pictures"
+        line += f", accuracy drop {artefact.accuracy_drop:.2%} on {artefact.accuracy_inputs} test images"
     return line
 
 
 def in_batches(infer: Infer, pixels: Pixels) -> Probabilities:
-    """Batches of BATCH and, for the rest, of one: so both a batch and a lone picture are compared."""
+    """Batches of BATCH and, for the rest, of one: so both a batch and a lone image are compared."""
     whole = len(pixels) - len(pixels) % BATCH
     parts = [infer(pixels[i : i + BATCH]) for i in range(0, whole, BATCH)]
     parts += [infer(pixels[i : i + 1]) for i in range(whole, len(pixels))]
@@ -315,6 +315,6 @@ def in_batches(infer: Infer, pixels: Pixels) -> Probabilities:
 
 
 def _some(split: Split, count: int) -> tuple[Array, npt.NDArray[np.int64]]:
-    """At most `count` pictures, spread evenly over the split, as serving sees them, and their class ids."""
+    """At most `count` images, spread evenly over the split, as serving sees them, and their class ids."""
     rows = np.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).astype(int)
     return np.stack([split.pixels(int(row)) for row in rows]), split.labels[rows]

@@ -10,9 +10,9 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from serving.manifest import Format
-from serving.postprocess import Probabilities
-from serving.preprocess import Pixels
+from bundle.manifest import Format
+from bundle.postprocess import Probabilities
+from bundle.preprocess import Pixels
 from training.errors import ExportError
 from training.models import Servable
 

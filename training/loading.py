@@ -1,6 +1,6 @@
 """Batches for training and evaluation.
 
-Randomness is a function of (seed, epoch, index) and of nothing else: the order of an epoch, and how a picture is
+Randomness is a function of (seed, epoch, index) and of nothing else: the order of an epoch, and how an image is
 augmented, are the same for any number of loader workers, and after a restart.
 """
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from serving.manifest import ImageInput
-from serving.preprocess import decode
+from bundle.manifest import ImageInput
+from bundle.preprocess import decode
 from training.datasets import FileSplit, Split
 from training.distributed import Processes
 from training.errors import DataError
@@ -26,9 +26,9 @@ Batch = tuple[Tensor, Tensor]  # uint8 [N, 3, H, W] and int64 [N]
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """The training batches of one epoch after another, as lists of (epoch, index).
 
-    A step's pictures are divided into `parts` (accumulation) of which each is divided between the processes; what is
+    A step's images are divided into `parts` (accumulation) of which each is divided between the processes; what is
     yielded are this process's shares, part after part. The order is the same for any number of either. Set `epoch` and
-    `first_step` before iterating. A last batch that would leave a share with fewer than two pictures, which batch norm
+    `first_step` before iterating. A last batch that would leave a share with fewer than two images, which batch norm
     needs, is left out.
     """
 
@@ -44,7 +44,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.first_step = 0
         shares = parts * self.processes.count
         if self.batch_size < shares:
-            raise DataError(f"{self.batch_size} pictures per step cannot be divided into {shares} shares")
+            raise DataError(f"{self.batch_size} images per step cannot be divided into {shares} shares")
         rest = size % self.batch_size
         self.steps = size // self.batch_size + (rest >= 2 * shares)
 
@@ -52,8 +52,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """How many shares of this process there are until the end of the epoch."""
         return (self.steps - self.first_step) * self.parts
 
-    def pictures(self, step: int) -> int:
-        """How many pictures step number `step` of an epoch sees, over all processes and parts."""
+    def images(self, step: int) -> int:
+        """How many images step number `step` of an epoch sees, over all processes and parts."""
         return min(self.batch_size, self.size - step * self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -67,8 +67,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
                 yield [(self.epoch, index) for index in batch[first::stride]]
 
 
-class AugmentedPictures(Dataset[tuple[Tensor, int]]):
-    """Training pictures: `[(epoch, index)]` gives uint8 `[3, H, W]` and the class id."""
+class AugmentedImages(Dataset[tuple[Tensor, int]]):
+    """Training images: `[(epoch, index)]` gives uint8 `[3, H, W]` and the class id."""
 
     def __init__(self, split: Split, augment: Augment, seed: int) -> None:
         self.split = split
@@ -83,7 +83,7 @@ class AugmentedPictures(Dataset[tuple[Tensor, int]]):
 
     @torch.inference_mode()  # a quarter less time, since no operation is noted for gradients
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, int]]:
-        """A batch, in one thread: a picture is too small for several, which would wait for each other. Whoever else
+        """A batch, in one thread: an image is too small for several, which would wait for each other. Whoever else
         draws random numbers in this process does not notice.
         """
         threads, state = torch.get_num_threads(), torch.default_generator.get_state()
@@ -96,11 +96,11 @@ class AugmentedPictures(Dataset[tuple[Tensor, int]]):
 
     def _augmented(self, epoch: int, index: int) -> tuple[Tensor, int]:
         seed_cpu(mixed_seed(self.seed, epoch, index))
-        return self.augment(_training_picture(self.split, index)), int(self.split.labels[index])
+        return self.augment(_training_image(self.split, index)), int(self.split.labels[index])
 
 
-class PlainPictures(Dataset[tuple[Tensor, int]]):
-    """Evaluation pictures, by serving's own preprocessing: uint8 `[3, H, W]` and the class id."""
+class PlainImages(Dataset[tuple[Tensor, int]]):
+    """Evaluation images, by serving's own preprocessing: uint8 `[3, H, W]` and the class id."""
 
     def __init__(self, split: Split, rows: Sequence[int]) -> None:
         self.split = split
@@ -125,7 +125,7 @@ def training_loader(
 ) -> DataLoader[Any]:
     """The loader of augmented batches: uint8 `[N, 3, H, W]` and int64 `[N]`."""
     return DataLoader(
-        AugmentedPictures(split, augment, batches.seed),
+        AugmentedImages(split, augment, batches.seed),
         batch_sampler=batches,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
@@ -135,12 +135,12 @@ def training_loader(
 
 
 def evaluation_loader(split: Split, rows: Sequence[int], batch_size: int, workers: int = 0) -> DataLoader[Any]:
-    """The pictures in `rows` of `split`, in that order."""
-    return DataLoader(PlainPictures(split, rows), batch_size=batch_size, num_workers=workers)
+    """The images in `rows` of `split`, in that order."""
+    return DataLoader(PlainImages(split, rows), batch_size=batch_size, num_workers=workers)
 
 
 def augmentation(data: DataName, spec: ImageInput) -> Augment:
-    """What training does to a picture, uint8 in and out; each suits the pictures of its data set."""
+    """What training does to an image, uint8 in and out; each suits the images of its data set."""
     size = [spec.height, spec.width]
     transform: Augment
     match data:
@@ -171,8 +171,8 @@ def mixed_seed(*numbers: int) -> int:
     return state >> 1
 
 
-def _training_picture(split: Split, index: int) -> Tensor:
-    """Full size where pictures lie in files, since their augmentation crops; else the model's input size."""
+def _training_image(split: Split, index: int) -> Tensor:
+    """Full size where images lie in files, since their augmentation crops; else the model's input size."""
     if isinstance(split, FileSplit):
         tensor: Tensor = v2.functional.pil_to_tensor(decode(split.encoded(index)))
         return tensor

@@ -128,7 +128,7 @@ class ResidualBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet-20 for small pictures: a 3x3 stem without pooling, three stages of three blocks (He et al. 2015, section
+    """ResNet-20 for small images: a 3x3 stem without pooling, three stages of three blocks (He et al. 2015, section
     4.2).
     """
 

@@ -1,7 +1,7 @@
 """The model in lower precisions: fp16 and bf16 weights, and int8 by onnxruntime's post-training quantisation.
 
 `int8`          weights per channel and activations per tensor, as QuantizeLinear/DequantizeLinear pairs around each layer
-                (QDQ); the ranges of the activations are those seen on calibration pictures of the training data.
+                (QDQ); the ranges of the activations are those seen on calibration images of the training data.
 `int8-dynamic`  weights of the dense layers; the ranges of their inputs are found in every request.
 
 Normalisation and softmax stay in fp32, and so does the signature: uint8 pixels in, float32 probabilities out.
@@ -29,7 +29,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from serving.preprocess import Pixels
+from bundle.preprocess import Pixels
 from training.models import Servable
 
 CALIBRATION_BATCH: Final = 16
@@ -61,7 +61,7 @@ def quantise(source: Path, target: Path, calibration: Pixels) -> None:
         quantize_static(
             model,
             str(target),
-            _Pictures(calibration),
+            _Images(calibration),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -87,7 +87,7 @@ def quantise_dynamic(source: Path, target: Path) -> None:
     _keep_signature(source, target)
 
 
-class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+class _Images(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, pixels: Pixels) -> None:
         self._batches = iter([pixels[i : i + CALIBRATION_BATCH] for i in range(0, len(pixels), CALIBRATION_BATCH)])
 

@@ -5,16 +5,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from serving.bundle import BUNDLES, Bundle
-from serving.manifest import ImageInput, Origin
-from serving.preprocess import preprocess
-from training.export import Exportable, Say, Wanted, export_bundle
+from bundle.manifest import ImageInput, Origin
+from bundle.preprocess import preprocess
+from bundle.store import BUNDLES, Bundle
+from training.export import Exportable, ExportOptions, Say, export_bundle
 from training.models import Classifier, Servable
 from training.weights import published
 
-# Photographs that lie in the wheels of scikit-image and scikit-learn: real pictures of several sizes, formats and
+# Photographs that lie in the wheels of scikit-image and scikit-learn: real images of several sizes, formats and
 # modes.
-_SKIMAGE_PICTURES: Final = (
+_SKIMAGE_IMAGES: Final = (
     "coffee.png",
     "chelsea.png",
     "astronaut.png",
@@ -24,7 +24,7 @@ _SKIMAGE_PICTURES: Final = (
     "camera.png",
     "coins.png",
 )
-_SKLEARN_PICTURES: Final = ("china.jpg", "flower.jpg")
+_SKLEARN_IMAGES: Final = ("china.jpg", "flower.jpg")
 
 
 def import_model(
@@ -32,7 +32,7 @@ def import_model(
     root: Path = BUNDLES,
     version: int | None = None,
     say: Say = print,
-    wanted: Wanted | None = None,
+    wanted: ExportOptions | None = None,
 ) -> Bundle:
     """A bundle of the published model `name`.
 
@@ -42,16 +42,16 @@ def import_model(
     """
     model = published(name, say)
     say(f"weights: {model.source}")
-    pictures = photographs()
+    images = photographs()
     exportable = Exportable(
         servable=Servable(Classifier(model.network, model.mean, model.std)),
         model=name,
         labels=model.labels,
         input=model.input,
         origin=Origin(kind="imported", source=model.source, architecture=name, dataset="imagenet-1k"),
-        golden=pictures,
-        sample=crops(pictures, model.input, seed=0),
-        calibration=crops(pictures, model.input, seed=1, of_each=24),
+        golden=images,
+        sample=crops(images, model.input, seed=0),
+        calibration=crops(images, model.input, seed=1, of_each=24),
     )
     return export_bundle(exportable, root, version, say, wanted)
 
@@ -63,23 +63,21 @@ def photographs() -> list[tuple[str, bytes]]:
 
     skimage_folder = Path(skimage.__file__).parent / "data"
     sklearn_folder = Path(sklearn.datasets.__file__).parent / "images"
-    paths = [skimage_folder / name for name in _SKIMAGE_PICTURES] + [
-        sklearn_folder / name for name in _SKLEARN_PICTURES
-    ]
+    paths = [skimage_folder / name for name in _SKIMAGE_IMAGES] + [sklearn_folder / name for name in _SKLEARN_IMAGES]
     return [(path.name, path.read_bytes()) for path in paths]
 
 
 def crops(
-    pictures: list[tuple[str, bytes]], spec: ImageInput, seed: int, of_each: int = 8
+    images: list[tuple[str, bytes]], spec: ImageInput, seed: int, of_each: int = 8
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Pictures seen at several places and sizes: uint8 `[N, 3, H, W]`."""
+    """Images seen at several places and sizes: uint8 `[N, 3, H, W]`."""
     import io
 
     from PIL import Image
 
     random = np.random.default_rng(seed)
     crops = []
-    for _, data in pictures:
+    for _, data in images:
         image = Image.open(io.BytesIO(data)).convert("RGB")
         for _ in range(of_each):
             side = int(min(image.size) * random.uniform(0.4, 1))

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from serving.whole_file import write_whole
+from bundle.atomic_file import atomic_write
 from training.checkpoint import load_state, state_files
 from training.datasets import Dataset
 from training.distributed import Processes
@@ -88,7 +88,7 @@ def run_training(
     if not trainer.processes.leads:
         return trainer.fit()
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_whole(run_dir / SETTINGS_FILE, settings.model_dump_json(indent=2) + "\n")
+    atomic_write(run_dir / SETTINGS_FILE, settings.model_dump_json(indent=2) + "\n")
     trainer.trackers = open_trackers(settings, run_dir, trainer.step, len(trainer.results))
     summary: dict[str, float] = {}
     files: list[Path] = []
@@ -101,5 +101,5 @@ def run_training(
         for tracker in trainer.trackers:
             tracker.close(summary, files)
     written = summary | {"seconds": result.seconds, "class_accuracy": result.test.class_accuracy}
-    write_whole(run_dir / RESULT_FILE, json.dumps(written, indent=2) + "\n")
+    atomic_write(run_dir / RESULT_FILE, json.dumps(written, indent=2) + "\n")
     return result

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serving.manifest import ModelName
+from bundle.manifest import ModelName
 
 DataName = Literal["digits", "cifar10", "folder"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -15,7 +15,7 @@ TrackerName = Literal["tensorboard", "mlflow"]
 
 
 class TrainSettings(BaseModel):
-    """One run. Field names are the flags of `trident train`; `batch_size` counts the pictures of one optimiser step, over
+    """One run. Field names are the flags of `trident train`; `batch_size` counts the images of one optimiser step, over
     all processes and accumulated parts.
     """
 
@@ -39,7 +39,7 @@ class TrainSettings(BaseModel):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     dropout: float = Field(default=0.25, ge=0, lt=1, description="of our own models")
     clip_norm: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
-    accumulate: int = Field(default=1, ge=1, description="parts into which a step's pictures are divided")
+    accumulate: int = Field(default=1, ge=1, description="parts into which a step's images are divided")
     ema_decay: float = Field(default=0.0, ge=0, lt=1, description="of the weights' moving average; 0: none")
     pretrained: bool = False
     freeze_epochs: int = Field(default=0, ge=0, description="epochs that train the head alone")
@@ -65,12 +65,12 @@ class TrainSettings(BaseModel):
         if self.freeze_epochs and not self.pretrained:
             raise ValueError("freeze_epochs goes with pretrained: a backbone of random weights must learn")
         if self.accumulate > self.batch_size:
-            raise ValueError("accumulate is more than batch_size: a step has no picture for some of its parts")
+            raise ValueError("accumulate is more than batch_size: a step has no image for some of its parts")
         return self
 
 
 # What a data set is trained with where nothing else is asked for. CIFAR-10's is in the spirit of David Page's "How to
-# train your ResNet"; a folder of pictures starts from ImageNet's weights.
+# train your ResNet"; a folder of images starts from ImageNet's weights.
 RECIPES: Final[dict[DataName, dict[str, Any]]] = {
     "digits": {},
     "cifar10": {

@@ -86,7 +86,7 @@ def run_trials(
         TrainingError: a run failed; the message is its own.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    under_way: set[subprocess.Popen[str]] = set()
+    in_flight: set[subprocess.Popen[str]] = set()
 
     def run(trial: Trial) -> tuple[Trial, dict[str, Any]]:
         run_dir = folder / trial.folder
@@ -99,9 +99,9 @@ def run_trials(
             with subprocess.Popen(
                 command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             ) as process:
-                under_way.add(process)
+                in_flight.add(process)
                 said, _ = process.communicate()
-                under_way.discard(process)
+                in_flight.discard(process)
             if process.returncode:
                 raise TrainingError(f"{trial.name}, seed {trial.seed}: {said.strip().splitlines()[-1]}")
         return trial, json.loads(result.read_text())
@@ -113,7 +113,7 @@ def run_trials(
                 yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in tuple(under_way):
+            for process in tuple(in_flight):
                 process.terminate()
 
 

@@ -230,7 +230,7 @@ class Trainer:
 
     def _step(self, shares: Iterator[tuple[Tensor, Tensor]], epoch: int, step: int) -> tuple[Tensor, Tensor | None]:
         """One optimiser step: this process's share of the mean loss, and at some steps the gradient's norm."""
-        pictures = self.batches.pictures(step)
+        batch_size = self.batches.images(step)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         for part in range(self.settings.accumulate):
@@ -242,9 +242,9 @@ class Trainer:
                     images = images.to(self.device, non_blocking=True, memory_format=self._memory_format)
                     labels = labels.to(self.device, non_blocking=True)
                     with self.autocast():
-                        share: Tensor = self.loss(self.stepped(images), labels) / pictures
+                        share: Tensor = self.loss(self.stepped(images), labels) / batch_size
                 with record_function("backward"):
-                    # Gradients of several processes are averaged, and the mean over all pictures is wanted.
+                    # Gradients of several processes are averaged, and the mean over all images is wanted.
                     self.scaler.scale(share * self.processes.count).backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
         with record_function("optimiser"):

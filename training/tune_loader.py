@@ -20,11 +20,11 @@ GAIN: Final = 1.05
 
 @dataclass(frozen=True)
 class LoaderSpeed:
-    """Augmented pictures per second, after the workers have started. `prefetch` is 0 without workers."""
+    """Augmented images per second, after the workers have started. `prefetch` is 0 without workers."""
 
     workers: int
     prefetch: int
-    pictures_per_s: float
+    images_per_s: float
 
 
 def measure_loaders(settings: TrainSettings, dataset: Dataset, seconds: float = SECONDS) -> Iterator[LoaderSpeed]:
@@ -32,16 +32,16 @@ def measure_loaders(settings: TrainSettings, dataset: Dataset, seconds: float = 
     cores = len(os.sched_getaffinity(0))
     counts = sorted({0, 1, 2, cores // 2, cores})
     for workers, prefetch in [(0, 0), *((count, ahead) for count in counts if count for ahead in (2, 4))]:
-        yield LoaderSpeed(workers, prefetch, _pictures_per_s(settings, dataset, workers, prefetch, seconds))
+        yield LoaderSpeed(workers, prefetch, _images_per_s(settings, dataset, workers, prefetch, seconds))
 
 
 def fastest(measured: Sequence[LoaderSpeed]) -> LoaderSpeed:
     """The simplest of those that are as good as the fastest."""
-    best = max(speed.pictures_per_s for speed in measured)
-    return next(speed for speed in measured if speed.pictures_per_s * GAIN >= best)
+    best = max(speed.images_per_s for speed in measured)
+    return next(speed for speed in measured if speed.images_per_s * GAIN >= best)
 
 
-def _pictures_per_s(settings: TrainSettings, dataset: Dataset, workers: int, prefetch: int, seconds: float) -> float:
+def _images_per_s(settings: TrainSettings, dataset: Dataset, workers: int, prefetch: int, seconds: float) -> float:
     batches = EpochBatches(len(dataset.train.labels), settings.batch_size, settings.seed)
     loader = training_loader(
         dataset.train,
@@ -54,11 +54,11 @@ def _pictures_per_s(settings: TrainSettings, dataset: Dataset, workers: int, pre
     stream = _endless(loader, batches)
     for _ in islice(stream, 2 + 2 * workers):  # the workers start, and fill their queues
         pass
-    pictures, started = 0, time.perf_counter()
+    count, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         images, _ = next(stream)
-        pictures += len(images)
-    return pictures / elapsed
+        count += len(images)
+    return count / elapsed
 
 
 def _endless(

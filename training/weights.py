@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from serving.manifest import ImageInput
+from bundle.manifest import ImageInput
 from training.errors import ModelError
 from training.models import LITE0, build_network, replace_head, torchvision_models
 

@@ -7,7 +7,8 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from trident import measurement, model, servers
+from bundle.errors import TridentError
+from trident.commands import measurement, model, servers
 
 HELP = """Train an image classifier once, serve it three ways, prove that the answers agree, and measure them honestly.
 
@@ -22,20 +23,10 @@ for part in (model, servers, measurement):
 
 
 def main() -> NoReturn:
-    """The `trident` command: our own errors become one red line, and SIGTERM ends it as Ctrl-C does."""
+    """The `trident` command. Our own errors become one red line; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(app())
-    except Exception as error:
-        if not isinstance(error, _our_errors()):
-            raise
+    except TridentError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-
-
-def _our_errors() -> tuple[type[Exception], ...]:
-    from loadtest.errors import LoadtestError
-    from serving.errors import TridentError
-    from training.errors import TrainingError
-
-    return (TridentError, TrainingError, LoadtestError)

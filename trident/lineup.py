@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from bundle.store import Bundle
     from loadtest.benchmark import Lineup
     from loadtest.lanes import Served
     from loadtest.tune import Changes, OpenLane
-    from serving.bundle import Bundle
-    from serving.server_plan import Endpoint, ServerName
+    from serving.clients.endpoint import Endpoint, ServerName
     from serving.settings import ServerSettings, ServingSettings
     from serving.stack.state import StackState
 
@@ -29,19 +29,19 @@ def measurable(
     runtimes: str = "",
     precisions: str = "",
     protocols: str = "http",
-    send: str = "picture",
+    send: str = "image",
 ) -> Iterator["Lineup"]:
     """What is measured: given addresses, or the running stack, or stacks for this block on cores of their own, one for
     each runtime and precision. The arguments are the flags of `trident bench`.
     """
-    from loadtest.console import other_cores, split_cores
+    from bundle.store import find_bundle
+    from loadtest.cores import other_cores, split_cores
     from loadtest.lanes import Served, lineup_of, parse_inputs, parse_target
-    from serving.bundle import find_bundle
-    from serving.console import showing_stack
     from serving.settings import load_settings
     from serving.stack.control import current_stack, running_stack
     from serving.stack.endpoints import find_endpoints, parse_protocol, server_names
     from serving.stack.state import STACK
+    from trident.console.servers import showing_stack
 
     spoken, inputs = [parse_protocol(name) for name in protocols.split(",")], parse_inputs(send)
     running = current_stack()
@@ -86,9 +86,9 @@ def lane_opener(
     server: "ServerName", settings: "ServingSettings", bundle: "Bundle", generator_cores: tuple[int, ...]
 ) -> "OpenLane":
     """How `trident tune` starts a server with changed settings: each in a stack of its own."""
+    from bundle.errors import DeploymentError
     from loadtest.errors import TargetError
     from loadtest.lanes import lineup_of
-    from serving.errors import DeploymentError
     from serving.stack.control import running_stack
     from serving.stack.state import STACK
     from serving.tuning import Tuning

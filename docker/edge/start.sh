@@ -26,7 +26,7 @@ fi
   echo '}'
 } >/tmp/edge/keys.conf
 
-# With a certificate and its key the site is on port 8443, and port 8080 only says so: no key or picture goes unencrypted.
+# With a certificate and its key the site is on port 8443, and port 8080 only says so: no key or image goes unencrypted.
 if [ -s /run/secrets/tls_certificate ] && [ -s /run/secrets/tls_key ]; then
   cat >/tmp/edge/servers.conf <<CONF
 server {

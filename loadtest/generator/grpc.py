@@ -8,7 +8,7 @@ from grpc.experimental import gevent as grpc_gevent
 from loadtest.errors import TransportError
 from loadtest.generator.http import Response
 from serving.clients.grpc_wire import http_status
-from serving.clients.wire import HttpRequest
+from serving.clients.http_wire import HttpRequest
 
 # As in serving.clients.grpc_client: each connection is one of its own.
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from loadtest.errors import TransportError
-from serving.clients.wire import API_KEY_HEADER, HttpRequest
+from serving.clients.http_wire import API_KEY_HEADER, HttpRequest
 
 _READ = 1 << 18
 

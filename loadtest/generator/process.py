@@ -11,6 +11,7 @@ import gevent
 from locust import User
 from locust.env import Environment
 
+from bundle.store import read_bundle
 from loadtest.generator.recording import GeneratorHealth, Recording, WarmUpReport
 from loadtest.generator.requests_log import Requests
 from loadtest.generator.spec import GeneratorSpec
@@ -18,7 +19,6 @@ from loadtest.generator.summarise import Window, lags_ms, summarise, within
 from loadtest.generator.users import ClosedLoopUser, OnRequest, OpenLoopUser, Stage
 from loadtest.load import OpenLoop, WarmUp
 from loadtest.targets import Question
-from serving.bundle import read_bundle
 
 USER = "LaneUser"
 _TICK_S = 0.01

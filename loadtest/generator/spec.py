@@ -12,7 +12,7 @@ class GeneratorSpec(BaseModel):
     """One run.
 
     Args:
-        bundle: whose golden pictures are sent; None for a null target, which needs none.
+        bundle: whose golden images are sent; None for a null target, which needs none.
         api_key: shown to the server; never kept in a result.
         cores: the cores that the generator may use; empty: all.
         seed: of the arrivals.

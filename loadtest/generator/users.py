@@ -19,7 +19,7 @@ from loadtest.generator.http import HttpConnection, Response, prepare
 from loadtest.generator.requests_log import RequestsLog
 from loadtest.load import OpenLoop
 from loadtest.targets import AnswerCheck, Question, Target
-from serving.clients.wire import Wire
+from serving.clients.http_wire import Wire
 
 # A timer of libev's select backend is served within some 0.1 ms, one of its epoll backend within 1 ms; the rest is
 # waited for awake, letting others run.

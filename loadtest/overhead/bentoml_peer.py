@@ -21,9 +21,8 @@ class Classifier:
         self.model = Model(Path(os.environ["BUNDLE"]))
 
     @bentoml.api(route="/predict", batchable=True, max_batch_size=MAX_BATCH_SIZE, max_latency_ms=1000)  # type: ignore[untyped-decorator]
-    def predict(self, pictures: list[str]) -> list[dict[str, Any]]:
-        """Pictures in base64 -> answers."""
+    def predict(self, images: list[str]) -> list[dict[str, Any]]:
+        """Images in base64 -> answers."""
         return [
-            self.model.answer(row)
-            for row in self.model.infer([self.model.decode(base64.b64decode(p)) for p in pictures])
+            self.model.answer(row) for row in self.model.infer([self.model.decode(base64.b64decode(p)) for p in images])
         ]

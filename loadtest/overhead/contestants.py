@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bundle.store import Bundle
 from loadtest.overhead.closed_loop import post
 from loadtest.overhead.model import MAX_BATCH_SIZE
-from serving.bundle import Bundle
 
 TRIDENT: Final = "trident"
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A server. `command` and `environment` are for one port; `request` is a prepared one for a picture."""
+    """A server. `command` and `environment` are for one port; `request` is a prepared one for an image."""
 
     name: str
     command: Callable[[int], list[str]]
@@ -59,19 +59,19 @@ def contestants(bundle: Bundle, peers: Path | None) -> list[Contestant]:
                 "LitServe", module(python, f"{here}litserve_peer", path), nothing, _json("image_data", as_list=False)
             ),
             Contestant(
-                "BentoML", module(python, "bentoml", "serve", *bentoml), the_bundle, _json("pictures", as_list=True)
+                "BentoML", module(python, "bentoml", "serve", *bentoml), the_bundle, _json("images", as_list=True)
             ),
         ]
     return found
 
 
-def _raw(port: int, picture: bytes) -> bytes:
-    return post(port, "/predict", "application/octet-stream", picture)
+def _raw(port: int, image: bytes) -> bytes:
+    return post(port, "/predict", "application/octet-stream", image)
 
 
 def _json(key: str, *, as_list: bool) -> Callable[[int, bytes], bytes]:
-    def request(port: int, picture: bytes) -> bytes:
-        encoded = base64.b64encode(picture).decode()
+    def request(port: int, image: bytes) -> bytes:
+        encoded = base64.b64encode(image).decode()
         body = json.dumps({key: [encoded] if as_list else encoded}).encode()
         return post(port, "/predict", "application/json", body)
 

@@ -21,7 +21,7 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
         self.model = Model(Path(sys.argv[1]))
 
     def decode_request(self, request: dict[str, str]) -> Any:
-        """JSON with the picture in base64, as LitServe's image examples have it -> pixels."""
+        """JSON with the image in base64, as LitServe's image examples have it -> pixels."""
         return self.model.decode(base64.b64decode(request["image_data"]))
 
     def batch(self, inputs: list[Any]) -> list[Any]:

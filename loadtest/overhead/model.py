@@ -1,4 +1,4 @@
-"""What every contestant runs: encoded pictures in, answers out, by the shared preprocessing and one onnxruntime
+"""What every contestant runs: encoded images in, answers out, by the shared preprocessing and one onnxruntime
 thread.
 """
 
@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 
-from serving.bundle import read_bundle
-from serving.postprocess import DEFAULT_TOP_K, Probabilities, answer
-from serving.preprocess import Pixels, preprocess
+from bundle.postprocess import DEFAULT_TOP_K, Probabilities, answer
+from bundle.preprocess import Pixels, preprocess
+from bundle.store import read_bundle
 
 MAX_BATCH_SIZE: Final = 32
 
@@ -29,9 +29,9 @@ class Model:
             bundle.file(bundle.artefact("onnx")), options, providers=["CPUExecutionProvider"]
         )
 
-    def decode(self, picture: bytes) -> Pixels:
+    def decode(self, image: bytes) -> Pixels:
         """uint8 `[3, H, W]`."""
-        return preprocess(picture, self._manifest.input)
+        return preprocess(image, self._manifest.input)
 
     def infer(self, pixels: Sequence[Pixels]) -> Probabilities:
         """float32 `[N, classes]`."""

@@ -19,8 +19,8 @@ def main() -> None:
     app = FastAPI()
 
     @app.post("/predict")
-    def predict(picture: Annotated[bytes, Body(media_type="application/octet-stream")]) -> dict[str, Any]:
-        return model.answer(model.infer([model.decode(picture)])[0])
+    def predict(image: Annotated[bytes, Body(media_type="application/octet-stream")]) -> dict[str, Any]:
+        return model.answer(model.infer([model.decode(image)])[0])
 
     uvicorn.run(app, port=int(sys.argv[2]), loop="uvloop", http="httptools", access_log=False, log_level="warning")
 

@@ -29,10 +29,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from bundle.store import Bundle, find_bundle
 from loadtest.environment import describe_environment
 from loadtest.overhead.closed_loop import Call, Measured, closed_loop, paced
 from loadtest.overhead.contestants import TRIDENT, Contestant, contestants
-from serving.bundle import Bundle, find_bundle
 from serving.processes import die_with_parent
 
 WARMUP_S: Final = 0.3
@@ -65,7 +65,7 @@ def main() -> None:
         sys.exit("this needs two cores: one for the server, one for the load")
     server_core, load_core = cores[0], cores[-1]
     os.sched_setaffinity(0, {load_core})
-    picture = bundle.golden_pictures()[0][1]
+    image = bundle.golden_inputs()[0][1]
     golden = bundle.golden_probabilities()[0]
     label = bundle.manifest.labels[int(golden.argmax())]
 
@@ -75,8 +75,8 @@ def main() -> None:
             if contestant.name not in (options.only or [contestant.name]):
                 continue
             with console.status(f"starting {contestant.name}"):
-                calls[contestant.name] = stack.enter_context(_running(contestant, picture, label, server_core))
-        ceiling = stack.enter_context(_ceiling(bundle, picture, server_core))
+                calls[contestant.name] = stack.enter_context(_running(contestant, image, label, server_core))
+        ceiling = stack.enter_context(_ceiling(bundle, image, server_core))
         figures, ceilings = _rounds(options, calls, ceiling)
         pace = _paced_latency(options, calls[TRIDENT], figures[TRIDENT]) if options.paced and TRIDENT in calls else None
     _show(options, bundle, figures, ceilings, pace)
@@ -118,7 +118,7 @@ def _paced_latency(
 
 @contextlib.contextmanager
 def _running(
-    contestant: Contestant, picture: bytes, label: str, core: int
+    contestant: Contestant, image: bytes, label: str, core: int
 ) -> Iterator[tuple[Call, subprocess.Popen[bytes]]]:
     """A server on its core; stopped at the start, so that it takes no time until it is its turn."""
     with socket.socket() as free:
@@ -135,7 +135,7 @@ def _running(
             contestant.command(port), env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=pin
         )
         try:
-            call = Call(port, contestant.request(port, picture), label)
+            call = Call(port, contestant.request(port, image), label)
             deadline = time.monotonic() + START_TIMEOUT_S
             while not _answers(call):
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -184,10 +184,10 @@ def _awake(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ceiling(bundle: Bundle, picture: bytes, core: int) -> Iterator[Callable[[float], dict[str, float]]]:
+def _ceiling(bundle: Bundle, image: bytes, core: int) -> Iterator[Callable[[float], dict[str, float]]]:
     """A function that measures the ceiling for so many seconds, on the servers' core."""
     with tempfile.NamedTemporaryFile() as file:
-        file.write(picture)
+        file.write(image)
         file.flush()
         process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.ceiling", str(bundle.path), file.name],
@@ -225,7 +225,7 @@ def _show(
     machine = describe_environment()
     single, batched = (median(ceiling[key] for ceiling in ceilings) for key in ("single", "batched"))
     console.print(
-        f"{bundle.name} on one core of {machine.cpu}: decode and model in a plain loop {single:.0f} pictures/s "
+        f"{bundle.name} on one core of {machine.cpu}: decode and model in a plain loop {single:.0f} images/s "
         f"(in batches {batched:.0f})"
     )
     table = Table("server", "p50 ms, alone", box=None, header_style="dim")
@@ -258,7 +258,7 @@ def _show(
             f"p99 {p99 * 1000:.2f} ms, p99/p50 {p99 / p50:.2f}"
         )
     console.print(
-        "the ceiling is the loop that takes pictures one by one; LitServe and BentoML get theirs as base64 in JSON\n"
+        "the ceiling is the loop that takes images one by one; LitServe and BentoML get theirs as base64 in JSON\n"
         f"{options.rounds} rounds of {options.seconds:g} s, order by seed {options.seed}; medians over the rounds"
     )
 

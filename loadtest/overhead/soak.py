@@ -2,7 +2,7 @@
 
     python -m loadtest.overhead.soak [BUNDLE] [--requests N] [--workers W]
 
-Of the requests, 5 % carry a damaged picture, 5 % declare a body that is too large, and 5 % are cancelled by hanging up
+Of the requests, 5 % carry a damaged image, 5 % declare a body that is too large, and 5 % are cancelled by hanging up
 after a moment. Exit code 1 if a good one is answered wrongly, if a bad one gets another status than it should, if a
 worker process is replaced, or if the memory of the service grows after the first fifth.
 """
@@ -25,8 +25,8 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bundle.store import Bundle, find_bundle
 from loadtest.overhead.closed_loop import post
-from serving.bundle import Bundle, find_bundle
 from serving.processes import die_with_parent
 
 SHARE: Final = 0.05  # of each kind of bad request
@@ -110,9 +110,9 @@ class _User:
         self._tally = tally
         self._random = random_
         golden = bundle.golden_probabilities()
-        self._pictures = [
+        self._images = [
             (post(port, "/predict", "image/png", data), data, int(row.argmax()), float(row.max()))
-            for (_, data), row in zip(bundle.golden_pictures(), golden, strict=True)
+            for (_, data), row in zip(bundle.golden_inputs(), golden, strict=True)
         ]
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -136,15 +136,15 @@ class _User:
         self._hang_up()
 
     async def _good(self) -> None:
-        request, _, class_id, probability = self._random.choice(self._pictures)
+        request, _, class_id, probability = self._random.choice(self._images)
         status, body = await self._ask(request)
         self._tally.statuses["good", status] += 1
         best = json.loads(body)["predictions"][0] if status == 200 else {}
         if best.get("class_id") != class_id or abs(best["probability"] - probability) > 1e-4:
-            self._tally.faults.append(f"a good picture: {status} {body[:200]!r}")
+            self._tally.faults.append(f"a good image: {status} {body[:200]!r}")
 
     async def _damaged(self) -> None:
-        _, data, _, _ = self._random.choice(self._pictures)
+        _, data, _, _ = self._random.choice(self._images)
         cut = data[: self._random.randrange(1, len(data) // 2)]
         self._count("damaged", *await self._ask(post(self._port, "/predict", "image/png", cut)))
 
@@ -157,7 +157,7 @@ class _User:
 
     async def _cancelled(self) -> None:
         _, writer = await self._connection()
-        writer.write(self._random.choice(self._pictures)[0])
+        writer.write(self._random.choice(self._images)[0])
         await asyncio.sleep(self._random.random() * 0.002)
         self._hang_up()
         self._tally.statuses["cancelled", 0] += 1

@@ -51,7 +51,7 @@ def svg(draw: Callable[[Axes], None], height: float = 4.2) -> str:
 
 
 def grid(lines: int, columns: int, draw: Callable[[Sequence[Sequence[Axes]]], None], height: float) -> str:
-    """Several plots in one picture."""
+    """Several plots in one image."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8, height), layout="constrained")
         draw(figure.subplots(lines, columns, squeeze=False).tolist())

@@ -5,10 +5,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from matplotlib.axes import Axes
 
+from bundle.atomic_file import atomic_write
 from loadtest.compare import Comparison
 from loadtest.report.canvas import INK, RED, svg
 from loadtest.result import Result
-from serving.whole_file import write_whole
 
 _COLORS = {"slower": RED, "faster": "#4aa564", "same": INK}
 
@@ -42,7 +42,7 @@ def write_comparison(comparison: Comparison, before: Result, after: Result, path
         comparison=comparison, before=before, after=after, verdict=comparison_verdict(comparison), plot=plot
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text)
+    atomic_write(path, text)
     return path
 
 

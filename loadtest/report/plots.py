@@ -26,7 +26,7 @@ _STAGE_NAMES = {"handler": "handler (decode and inference)", "rest": "rest: HTTP
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture with what it shows, and how to read it."""
+    """An image with what it shows, and how to read it."""
 
     title: str
     note: str

@@ -6,13 +6,13 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from bundle.atomic_file import atomic_write
 from loadtest.report.plots import plots, timelines
 from loadtest.report.tables import tables
 from loadtest.report.verdict import verdict
 from loadtest.result import Result
 from loadtest.statistics import Estimate, mean_of
 from loadtest.summary import headlines, milliseconds, rows, with_interval
-from serving.whole_file import write_whole
 
 HTML: Final = "report.html"
 MARKDOWN: Final = "report.md"
@@ -50,10 +50,10 @@ def write_report(result: Result, folder: Path) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for plot in drawn:
-        write_whole(folder / files[plot.title], plot.svg)
-    write_whole(folder / MARKDOWN, environment.get_template(f"{MARKDOWN}.j2").render(content))
+        atomic_write(folder / files[plot.title], plot.svg)
+    atomic_write(folder / MARKDOWN, environment.get_template(f"{MARKDOWN}.j2").render(content))
     path = folder / HTML
-    write_whole(path, environment.get_template(f"{HTML}.j2").render(content))
+    atomic_write(path, environment.get_template(f"{HTML}.j2").render(content))
     return path
 
 
@@ -87,6 +87,6 @@ def _ceilings(result: Result) -> list[str]:
         single, batched = (mean_of([getattr(one, name) for one in own]) for name in ("single", "batched"))
         sentences.append(
             f"{spec.runtime}, {spec.precision}, {spec.workers} process(es) of {spec.threads} thread(s): "
-            f"{with_interval(single)} pictures/s one by one, {with_interval(batched)} in batches of {spec.max_batch_size}"
+            f"{with_interval(single)} images/s one by one, {with_interval(batched)} in batches of {spec.max_batch_size}"
         )
     return sentences

@@ -7,7 +7,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.console import split_cores
+from loadtest.cores import split_cores
 from loadtest.environment import describe_environment
 from loadtest.errors import LoadtestError
 from loadtest.generator.client import Generator

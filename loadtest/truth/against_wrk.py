@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.client import Generator
+from loadtest.generator.fake_server import Behaviour, fake_server
 from loadtest.generator.spec import GeneratorSpec
 from loadtest.load import ClosedLoop, Load, WarmUp
-from loadtest.targets import NULL_PICTURE, Target
-from loadtest.truth.fake_server import Behaviour, fake_server
+from loadtest.targets import NULL_IMAGE, Target
 
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
@@ -52,7 +52,7 @@ def _wrk(target: Target, concurrency: int, seconds: float, cores: tuple[int, ...
     if cores:
         command = ["taskset", "-c", ",".join(map(str, cores)), *command]
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(f'wrk.method = "POST"\nwrk.body = string.rep("\\0", {len(NULL_PICTURE)})\n')
+        script.write(f'wrk.method = "POST"\nwrk.body = string.rep("\\0", {len(NULL_IMAGE)})\n')
         script.flush()
         done = subprocess.run(
             [*command, "-s", script.name, f"{target.url}/predict"], capture_output=True, text=True, check=False

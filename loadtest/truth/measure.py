@@ -11,10 +11,10 @@ import numpy as np
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.client import Generator
+from loadtest.generator.fake_server import Behaviour, fake_server
 from loadtest.generator.requests_log import Requests, Rows
 from loadtest.generator.spec import GeneratorSpec
 from loadtest.load import ClosedLoop, Load, Loop, OpenLoop, WarmUp
-from loadtest.truth.fake_server import Behaviour, fake_server
 from loadtest.truth.queueing import Seconds, Service, mean_wait, wait_percentile, waits
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)

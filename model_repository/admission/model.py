@@ -1,11 +1,11 @@
-"""Encoded pictures in, tickets `[N, 2]` out; or a refusal."""
+"""Encoded images in, tickets `[N, 2]` out; or a refusal."""
 
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.errors import OverloadedError
+from bundle.errors import OverloadedError
 from serving.triton_server.parameters import config_parameters, open_admission, refusal
 
 
@@ -23,9 +23,9 @@ class TritonPythonModel:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
-        pictures = pb_utils.get_input_tensor_by_name(request, "picture").shape()[0]
-        tickets = self.admission.take(pictures)
+        images = pb_utils.get_input_tensor_by_name(request, "image").shape()[0]
+        tickets = self.admission.take(images)
         if tickets is None:
-            why = f"{self.queue_size} pictures wait already, or more than are answered in time"
+            why = f"{self.queue_size} images wait already, or more than are answered in time"
             return refusal(OverloadedError(why))
         return pb_utils.InferenceResponse([pb_utils.Tensor("ticket", np.array(tickets, np.int64))])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.bundle import read_bundle
+from bundle.store import read_bundle
 from serving.runtimes import ready_runtime
 from serving.settings import ServingSettings
 from serving.triton_server.parameters import config_parameters

@@ -8,9 +8,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from pydantic_core import to_json
 
-from serving.errors import TridentError
-from serving.manifest import Manifest
-from serving.postprocess import TOP_K_HEADER, answer, parse_top_k
+from bundle.errors import TridentError
+from bundle.manifest import Manifest
+from bundle.postprocess import TOP_K_HEADER, answer, parse_top_k
 from serving.triton_server.parameters import config_parameters, open_admission, refusal, tickets_in
 
 
@@ -24,7 +24,7 @@ class TritonPythonModel:
         self.admission = open_admission(config_parameters(args["model_config"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Each request gets its own response, and its pictures' places are free again."""
+        """Each request gets its own response, and its images' places are free again."""
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Encoded pictures in, uint8 pixels `[N, 3, H, W]` out, by the preprocessing that all servers share."""
+"""Encoded images in, uint8 pixels `[N, 3, H, W]` out, by the preprocessing that all servers share."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.errors import BodyTooLargeError, TridentError
-from serving.manifest import Manifest
-from serving.preprocess import Pixels, preprocess
+from bundle.errors import BodyTooLargeError, TridentError
+from bundle.manifest import Manifest
+from bundle.preprocess import Pixels, preprocess
 from serving.triton_server.parameters import config_parameters, open_admission, refusal, tickets_in
 
 
@@ -25,21 +25,21 @@ class TritonPythonModel:
         self.admission = open_admission(parameters)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Each request gets its own response: a damaged picture is an error to its sender only."""
+        """Each request gets its own response: a damaged image is an error to its sender only."""
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
-        pictures = pb_utils.get_input_tensor_by_name(request, "picture").as_numpy().reshape(-1)
+        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
         tickets = tickets_in(pb_utils.get_input_tensor_by_name(request, "ticket").as_numpy())
         try:
             self.admission.check_in_time(tickets)
-            pixels = [self._preprocess(data) for data in pictures]
+            pixels = [self._preprocess(data) for data in images]
         except TridentError as error:
             self.admission.withdraw(tickets)
             return refusal(error)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("image", np.stack(pixels))])
+        return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", np.stack(pixels))])
 
     def _preprocess(self, data: bytes) -> Pixels:
         if len(data) > self.max_body_bytes:
-            raise BodyTooLargeError(f"the picture has {len(data)} bytes; at most {self.max_body_bytes} are accepted")
+            raise BodyTooLargeError(f"the image has {len(data)} bytes; at most {self.max_body_bytes} are accepted")
         return preprocess(data, self.input, self.max_image_pixels)

@@ -1,4 +1,4 @@
-"""Three servers, one interface: a picture's bytes in, a `Prediction` out, over HTTP or gRPC.
+"""Three servers, one interface: an image's bytes in, a `Prediction` out, over HTTP or gRPC.
 
 ``client`` is that interface, ``connect`` makes one by protocol. ``wire`` and ``grpc_wire`` say what each server's
 requests and responses look like (without any network library, so that the load generator can use its own),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from serving.errors import TridentError
-from serving.schemas import Prediction
+from bundle.errors import TridentError
+from bundle.schemas import Prediction
 
 
 class UnreachableError(TridentError):
@@ -18,7 +18,7 @@ class UnreachableError(TridentError):
 
 
 @dataclass(frozen=True)
-class Reply:
+class TimedPrediction:
     """A prediction, how long it took as the client saw it, and where the server says the time went (Server-Timing;
     seconds; nothing over gRPC).
     """
@@ -44,17 +44,17 @@ class Client(ABC):
         """Close the connections."""
 
     @abstractmethod
-    def ask(self, picture: bytes, top_k: int | None = None) -> Reply:
-        """The answer to one encoded picture, with its times.
+    def ask(self, image: bytes, top_k: int | None = None) -> TimedPrediction:
+        """The answer to one encoded image, with its times.
 
         Raises:
             UnreachableError, RefusedError, GarbledError.
         """
 
-    def predict(self, picture: bytes, top_k: int | None = None) -> Prediction:
-        """The answer to one encoded picture.
+    def predict(self, image: bytes, top_k: int | None = None) -> Prediction:
+        """The answer to one encoded image.
 
         Raises:
             UnreachableError, RefusedError, GarbledError.
         """
-        return self.ask(picture, top_k).prediction
+        return self.ask(image, top_k).prediction

@@ -1,8 +1,8 @@
 """A client, by the name of its protocol."""
 
 from serving.clients.client import Client
+from serving.clients.endpoint import Endpoint, Protocol
 from serving.clients.http_client import HttpClient
-from serving.server_plan import Endpoint, Protocol
 
 
 def connect(

@@ -5,28 +5,28 @@ from typing import Final
 
 import numpy as np
 
-from serving.bundle import Bundle
+from bundle.errors import TridentError
+from bundle.postprocess import Probabilities
+from bundle.schemas import Prediction
+from bundle.store import Bundle
 from serving.clients.client import Client
-from serving.errors import TridentError
-from serving.postprocess import Probabilities
-from serving.schemas import Prediction
 
 TOLERANCE: Final = 1e-4
 
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """How a server's answers compare. `faults` names each picture that is answered wrongly, and how; empty means
+    """How a server's answers compare. `faults` names each image that is answered wrongly, and how; empty means
     parity.
     """
 
-    pictures: int
+    images: int
     max_abs_difference: float
     faults: tuple[str, ...]
 
     @property
     def agrees(self) -> bool:
-        """Every picture is answered as the bundle says."""
+        """Every image is answered as the bundle says."""
         return not self.faults
 
 
@@ -48,10 +48,10 @@ class Comparison:
 
 
 def check_golden(client: Client, bundle: Bundle, tolerance: float = TOLERANCE) -> GoldenResult:
-    """Send every golden picture, and compare model, version, labels, top-1 and each probability."""
+    """Send every golden image, and compare model, version, labels, top-1 and each probability."""
     worst, faults = 0.0, []
-    pictures = bundle.golden_pictures()
-    for (name, data), expected in zip(pictures, bundle.golden_probabilities(), strict=True):
+    images = bundle.golden_inputs()
+    for (name, data), expected in zip(images, bundle.golden_probabilities(), strict=True):
         try:
             answer = client.predict(data, top_k=len(bundle.manifest.labels))
         except TridentError as error:
@@ -62,7 +62,7 @@ def check_golden(client: Client, bundle: Bundle, tolerance: float = TOLERANCE) -
         worst = max(worst, difference)
         if fault:
             faults.append(f"{name}: {fault}")
-    return GoldenResult(len(pictures), worst, tuple(faults))
+    return GoldenResult(len(images), worst, tuple(faults))
 
 
 def compare(answer: Prediction, bundle: Bundle, expected: Probabilities, tolerance: float = TOLERANCE) -> Comparison:

@@ -6,11 +6,11 @@ from typing import Final
 
 import grpc
 
-from serving.clients.client import Client, Reply, UnreachableError
+from bundle.errors import DeploymentError
+from serving.clients.client import Client, TimedPrediction, UnreachableError
+from serving.clients.endpoint import Endpoint
 from serving.clients.grpc_wire import GrpcWire, grpc_wire, http_status
-from serving.clients.wire import RefusedError
-from serving.errors import DeploymentError
-from serving.server_plan import Endpoint
+from serving.clients.http_wire import RefusedError
 
 _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
@@ -49,16 +49,16 @@ class GrpcClient(Client):
         """Close the channel."""
         self._channel.close()
 
-    def ask(self, picture: bytes, top_k: int | None = None) -> Reply:
+    def ask(self, image: bytes, top_k: int | None = None) -> TimedPrediction:
         """The answer with its time; gRPC carries no Server-Timing."""
-        request = self.wire.request(picture, top_k, self._api_key)
+        request = self.wire.request(image, top_k, self._api_key)
         started = time.perf_counter()
         try:
             response = self._call(request, timeout=self._timeout_s, metadata=self.wire.metadata(self._api_key))
         except grpc.RpcError as error:
             raise self._error(error) from error
         seconds = time.perf_counter() - started
-        return Reply(self.wire.prediction(response), seconds, {})
+        return TimedPrediction(self.wire.prediction(response), seconds, {})
 
     def _error(self, error: grpc.RpcError) -> UnreachableError | RefusedError:
         code, details = error.code().name, (error.details() or "").partition("\n")[0][:500]

@@ -1,4 +1,4 @@
-"""What a prediction looks like over gRPC: pure functions from picture to a call's bytes and back.
+"""What a prediction looks like over gRPC: pure functions from image to a call's bytes and back.
 
 Bytes and not message objects, so that any gRPC library (and any event loop) can send them: a unary call of `method`
 with no serialisers. FastAPI has no gRPC.
@@ -12,11 +12,11 @@ from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
+from bundle.errors import DeploymentError
+from bundle.schemas import Prediction, Problem
+from serving.clients.endpoint import ServerName
+from serving.clients.http_wire import API_KEY_HEADER, GarbledError, RefusedError, triton_model
 from serving.clients.torchserve_messages import PREDICTIONS, PredictionResponse, PredictionsRequest
-from serving.clients.wire import API_KEY_HEADER, GarbledError, RefusedError, triton_model
-from serving.errors import DeploymentError
-from serving.schemas import Prediction, Problem
-from serving.server_plan import ServerName
 
 # The HTTP status that says the same as a gRPC code (google/rpc/code.proto lists the mapping).
 _HTTP_STATUS: Final[Mapping[str, int]] = {
@@ -56,7 +56,7 @@ class GrpcWire(Protocol):
     def metadata(self, api_key: str | None) -> tuple[tuple[str, str], ...]:
         """What goes along with every call."""
 
-    def request(self, picture: bytes, top_k: int | None = None, api_key: str | None = None) -> bytes:
+    def request(self, image: bytes, top_k: int | None = None, api_key: str | None = None) -> bytes:
         """The serialised request."""
 
     def prediction(self, response: bytes) -> Prediction:
@@ -79,9 +79,9 @@ class TorchserveGrpcWire:
         """None: see the class."""
         return ()
 
-    def request(self, picture: bytes, top_k: int | None = None, api_key: str | None = None) -> bytes:
+    def request(self, image: bytes, top_k: int | None = None, api_key: str | None = None) -> bytes:
         """The inputs `data`, `top_k` and `api_key`."""
-        inputs = {"data": picture}
+        inputs = {"data": image}
         if top_k is not None:
             inputs["top_k"] = str(top_k).encode()
         if api_key is not None:
@@ -110,7 +110,7 @@ class TorchserveGrpcWire:
 
 @dataclass(frozen=True)
 class TritonGrpcWire:
-    """`ModelInfer` of the Open Inference Protocol, with the picture as raw contents."""
+    """`ModelInfer` of the Open Inference Protocol, with the image as raw contents."""
 
     model: str
     version: int | None = None
@@ -120,13 +120,13 @@ class TritonGrpcWire:
         """The header of Triton's restricted protocols, which has a prefix over gRPC."""
         return () if api_key is None else ((f"triton-grpc-protocol-{API_KEY_HEADER}", api_key),)
 
-    def request(self, picture: bytes, top_k: int | None = None, api_key: str | None = None) -> bytes:
-        """The one BYTES input: 4 bytes of length, then the picture."""
+    def request(self, image: bytes, top_k: int | None = None, api_key: str | None = None) -> bytes:
+        """The one BYTES input: 4 bytes of length, then the image."""
         request = ModelInferRequest(model_name=triton_model(self.model, self.version))
         if top_k is not None:
             request.parameters["top_k"].int64_param = top_k
-        request.inputs.add(name="picture", datatype="BYTES", shape=[1, 1])
-        request.raw_input_contents.append(len(picture).to_bytes(4, "little") + picture)
+        request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
+        request.raw_input_contents.append(len(image).to_bytes(4, "little") + image)
         serialised: bytes = request.SerializeToString()
         return serialised
 

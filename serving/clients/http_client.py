@@ -4,9 +4,9 @@ import time
 
 import httpx
 
-from serving.clients.client import Client, Reply, UnreachableError
-from serving.clients.wire import API_KEY_HEADER, WIRES, Wire
-from serving.server_plan import Endpoint
+from serving.clients.client import Client, TimedPrediction, UnreachableError
+from serving.clients.endpoint import Endpoint
+from serving.clients.http_wire import API_KEY_HEADER, WIRES, Wire
 
 
 class HttpClient(Client):
@@ -29,13 +29,13 @@ class HttpClient(Client):
         """Close the connections: Triton's stop waits for idle ones."""
         self._http.close()
 
-    def ask(self, picture: bytes, top_k: int | None = None) -> Reply:
+    def ask(self, image: bytes, top_k: int | None = None) -> TimedPrediction:
         """The answer with its times.
 
         Raises:
             UnreachableError, RefusedError, GarbledError.
         """
-        request = self.wire.request(picture, top_k)
+        request = self.wire.request(image, top_k)
         started = time.perf_counter()
         try:
             response = self._http.post(request.path, headers=dict(request.headers), content=request.body)
@@ -45,7 +45,7 @@ class HttpClient(Client):
             ) from error
         seconds = time.perf_counter() - started
         prediction = self.wire.prediction(response.status_code, response.headers, response.content)
-        return Reply(prediction, seconds, parse_server_timing(response.headers.get("server-timing", "")))
+        return TimedPrediction(prediction, seconds, parse_server_timing(response.headers.get("server-timing", "")))
 
 
 def parse_server_timing(header: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The FastAPI service: HTTP body -> picture bytes -> pixels -> probabilities -> answer.
+"""The FastAPI service: HTTP body -> image bytes -> pixels -> probabilities -> answer.
 
 In the order of a request: ``protocol`` (the connection), ``express`` and ``predict`` (the ways of /predict), ``app`` (all
 other routes, and the life cycle), ``exchange``, ``hosting`` (loaded models), ``batcher``, ``metrics``. Around it:

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import uvicorn
 
-from serving.bundle import Bundle, find_bundle
-from serving.errors import TridentError
-from serving.fastapi_server.fleet import FOLDER, JOURNAL, SHARED, prepare, ready_workers
+from bundle.errors import TridentError
+from bundle.store import Bundle, find_bundle
 from serving.fastapi_server.metrics import MULTIPROCESS
+from serving.fastapi_server.models.fleet import FOLDER, JOURNAL, SHARED, prepare, ready_workers
 from serving.fastapi_server.protocol import ServiceProtocol
 from serving.fastapi_server.workers import Workers
 from serving.processes import die_with_parent

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from bundle.errors import OverloadedError, UnauthorizedError
 from serving.api_keys import ApiKeys, given_key
-from serving.errors import OverloadedError, UnauthorizedError
 from serving.settings import ServingSettings
 
 
@@ -11,7 +11,7 @@ class Access:
     """API keys (if the settings have any) and the bound on requests under way. One per process."""
 
     def __init__(self, settings: ServingSettings) -> None:
-        self.under_way = 0
+        self.in_flight = 0
         self._limit = settings.max_concurrent_requests
         self._keys = ApiKeys(settings.api_keys)
 
@@ -24,5 +24,5 @@ class Access:
         """
         if self._keys and not self._keys.accepts(given_key(headers)):
             raise UnauthorizedError("send an API key as `Authorization: Bearer KEY` or `X-Api-Key: KEY`")
-        if self.under_way > self._limit:
+        if self.in_flight > self._limit:
             raise OverloadedError(f"{self._limit} requests are under way already", retry_after_s=1)

@@ -12,17 +12,17 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.fastapi_server.bodies import ClientGoneError, ImageJson
-from serving.fastapi_server.exchange import CLIENT_GONE, TIMEOUT_HEADER, request_id
-from serving.fastapi_server.inference_protocol import BODY_SCHEMAS, KEY_SCHEMES
-from serving.fastapi_server.inference_protocol import router as inference_protocol
+from bundle.schemas import Prediction, Predictions
 from serving.fastapi_server.metrics import NO_MODEL
-from serving.fastapi_server.predict import PredictEndpoint
+from serving.fastapi_server.oip.routes import BODY_SCHEMAS, KEY_SCHEMES
+from serving.fastapi_server.oip.routes import router as inference_protocol
+from serving.fastapi_server.predict.bodies import ClientGoneError, ImageJson
+from serving.fastapi_server.predict.endpoint import PredictEndpoint
+from serving.fastapi_server.predict.request import CLIENT_GONE, TIMEOUT_HEADER, request_id
 from serving.fastapi_server.problems import PROBLEMS, documented, install_problem_handlers
 from serving.fastapi_server.protocol import CONNECTION
 from serving.fastapi_server.service import Service
 from serving.fastapi_server.watchdog import MARGIN_S, Watchdog
-from serving.schemas import Prediction, Predictions
 from serving.settings import ServingSettings
 
 
@@ -60,11 +60,11 @@ class Application:
                 message["headers"] = [*message.get("headers", []), identity]
             await send(message)
 
-        self.service.access.under_way += counts
+        self.service.access.in_flight += counts
         try:
             await self._fastapi(scope, receive, send_with_id)
         finally:
-            self.service.access.under_way -= counts
+            self.service.access.in_flight -= counts
             if scope["path"].endswith("/infer"):
                 name = str(scope.get("path_params", {}).get("model", NO_MODEL))
                 name = name if status == 200 else NO_MODEL  # a label that anybody could invent would grow without bound
@@ -77,10 +77,10 @@ def create_app(settings: ServingSettings) -> Application:
 
 
 DESCRIPTION: Final = """
-Classify a picture: **POST /predict** below, *Try it out*, choose a file. Or:
+Classify an image: **POST /predict** below, *Try it out*, choose a file. Or:
 
-    curl -F file=@picture.png http://HOST/predict
-    curl --data-binary @picture.png -H 'Content-Type: image/png' http://HOST/predict
+    curl -F file=@image.png http://HOST/predict
+    curl --data-binary @image.png -H 'Content-Type: image/png' http://HOST/predict
 
 The same server speaks the Open Inference Protocol v2, so that `tritonclient.http` works with it.
 """
@@ -153,7 +153,7 @@ _BODIES: Final = {
                         "file": {
                             "type": "array",
                             "items": {"type": "string", "format": "binary"},
-                            "description": "pictures",
+                            "description": "images",
                         }
                     },
                 }
@@ -170,7 +170,7 @@ _BODIES: Final = {
 def _add_predict(app: FastAPI, endpoint: PredictEndpoint) -> None:
     """Describe /predict to OpenAPI. What comes by this way is handed to the same endpoint."""
 
-    class Handed(Response):
+    class DelegatedResponse(Response):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             await endpoint(scope, receive, send)
 
@@ -196,7 +196,7 @@ def _add_predict(app: FastAPI, endpoint: PredictEndpoint) -> None:
             Header(alias=TIMEOUT_HEADER.decode(), ge=1, le=999_999_999, description="give up after so long"),
         ] = None,
     ) -> Response:
-        """What is in a picture? One picture is answered with `predictions`; several `file`s with `results`, one per
-        picture. The header `X-Request-Id` is repeated in the answer.
+        """What is in an image? One image is answered with `predictions`; several `file`s with `results`, one per
+        image. The header `X-Request-Id` is repeated in the answer.
         """
-        return Handed()
+        return DelegatedResponse()

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.bundle import Bundle
-from serving.fastapi_server.fleet import JOURNAL, SHARED, ready_workers
-from serving.server_plan import NoCare
+from bundle.store import Bundle
+from serving.fastapi_server.models.fleet import JOURNAL, SHARED, ready_workers
+from serving.servers.server import NoCare
 
 
 class FastapiCare(NoCare):
-    """`serving.server_plan.Care`."""
+    """`serving.servers.server.Care`."""
 
     def __init__(self, workers: int, scratch: Path) -> None:
         self._workers = workers

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.bundle import Bundle
+from bundle.store import Bundle
+from serving.clients.endpoint import Endpoint
 from serving.fastapi_server.care import FastapiCare
 from serving.fastapi_server.versions import FastapiVersions
 from serving.scratch import make_scratch_folder, remove_scratch, scratch_folder
 from serving.server_api import fetch
-from serving.server_plan import Endpoint, ServerPlan
+from serving.servers.server import ServerPlan
 from serving.settings import ServingSettings
 
 

@@ -18,9 +18,9 @@ import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from serving.errors import TridentError
-from serving.fastapi_server.batcher import Job
-from serving.provenance import git_revision, package_versions
+from bundle.errors import TridentError
+from bundle.provenance import git_revision, package_versions
+from serving.fastapi_server.models.batcher import Job
 
 MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
 BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -96,17 +96,17 @@ class Metrics:
         )
         self._stage_duration = Histogram(
             "trident_stage_duration_seconds",
-            f"A picture's time in each stage: {', '.join(STAGES)}.",
+            f"An image's time in each stage: {', '.join(STAGES)}.",
             ["model", "stage"],
             buckets=BUCKETS_S,
             registry=registry,
         )
         self._batch_size = Histogram(
-            "trident_batch_size", "Pictures per batch.", ["model"], buckets=BATCH_BUCKETS, registry=registry
+            "trident_batch_size", "Images per batch.", ["model"], buckets=BATCH_BUCKETS, registry=registry
         )
         self._queue_depth = Gauge(
             "trident_queue_depth",
-            "Pictures that wait or are in the model.",
+            "Images that wait or are in the model.",
             ["model"],
             multiprocess_mode="livesum",
             registry=registry,
@@ -160,7 +160,7 @@ class Metrics:
             self._rejected.labels(error.kind).inc()
 
     def batch_done(self, model: str, jobs: Sequence[Job]) -> None:
-        """Pictures of one batch are through (or were refused)."""
+        """Images of one batch are through (or were refused)."""
         metrics = self.of_model(model)
         size = 0
         for job in jobs:

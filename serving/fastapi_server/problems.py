@@ -11,20 +11,20 @@ from fastapi.responses import Response
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from serving.errors import RequestError, TridentError, UnauthorizedError
-from serving.schemas import Problem, problem
+from bundle.errors import RequestError, TridentError, UnauthorizedError
+from bundle.schemas import Problem, problem
 
 PROBLEM_JSON: Final = "application/problem+json"
 
 # What OpenAPI says of each.
 PROBLEMS: Final = {
-    400: "malformed request, or empty picture",
+    400: "malformed request, or empty image",
     401: "API key missing or wrong (where keys are set)",
     404: "unknown model or version",
     408: "the request was too slow in coming",
     413: "too many bytes or pixels",
-    415: "not a picture type",
-    422: "the picture cannot be decoded",
+    415: "not an image type",
+    422: "the image cannot be decoded",
     429: "the queue is full; see Retry-After",
     503: "not ready, or stopping; see Retry-After",
     504: "no answer in time",

@@ -13,11 +13,11 @@ from typing import Any, Final, Literal, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.errors import RequestTimeoutError
-from serving.fastapi_server.exchange import Reply
-from serving.fastapi_server.express import PATH, Express
+from bundle.errors import RequestTimeoutError
+from bundle.schemas import problem
+from serving.fastapi_server.predict.fast_path import PATH, FastPath
+from serving.fastapi_server.predict.request import PredictResponse
 from serving.fastapi_server.problems import PROBLEM_JSON
-from serving.schemas import problem
 
 CONNECTION: Final = "trident.connection"  # in the ASGI scope
 # After SIGTERM a kept connection stays open this long, so that a request that is on its way is still answered.
@@ -42,14 +42,14 @@ class Connection(Protocol):
 class ServiceProtocol(HttpToolsProtocol):
     """One connection."""
 
-    cycle: Any  # uvicorn's RequestResponseCycle, or an Express
+    cycle: Any  # uvicorn's RequestResponseCycle, or an FastPath
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected: it has `read_timeout_s` to send its first request."""
         self.lost = self.too_slow = False
         self._head_bytes = 0
         self._unread: asyncio.TimerHandle | None = None
-        self._riding: Express | None = None
+        self._riding: FastPath | None = None
         self._draining = False
         self._whole = False  # whether the bytes that came last ended a request
         self._awaited: list[asyncio.Future[Any]] = []
@@ -82,7 +82,7 @@ class ServiceProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Its headers are there: now its way is known."""
         self._stage = "body"
-        express = self._express()
+        express = self._fast_path()
         if express is None:
             super().on_headers_complete()
         else:
@@ -90,7 +90,7 @@ class ServiceProtocol(HttpToolsProtocol):
         if self._draining:
             self.cycle.keep_alive = False
 
-    def _express(self) -> Express | None:
+    def _fast_path(self) -> FastPath | None:
         """The request on the short way, if that is for it."""
         path, _, query = self.url.partition(b"?")
         plain = (
@@ -102,11 +102,11 @@ class ServiceProtocol(HttpToolsProtocol):
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()
         )
-        return Express.begin(self.app.service, query, dict(self.headers), self._send) if plain else None
+        return FastPath.begin(self.app.service, query, dict(self.headers), self._send) if plain else None
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body."""
-        if isinstance(self.cycle, Express):
+        if isinstance(self.cycle, FastPath):
             self.cycle.add(body)
         else:
             super().on_body(body)
@@ -116,7 +116,7 @@ class ServiceProtocol(HttpToolsProtocol):
         self._stage = "idle"
         self._whole = True
         self._read_within(None)
-        if isinstance(self.cycle, Express):
+        if isinstance(self.cycle, FastPath):
             self.cycle.submit()
         else:
             super().on_message_complete()
@@ -126,7 +126,7 @@ class ServiceProtocol(HttpToolsProtocol):
                     self.timeout_keep_alive, self.timeout_keep_alive_handler
                 )
 
-    def _send(self, express: Express, reply: Reply) -> None:
+    def _send(self, express: FastPath, reply: PredictResponse) -> None:
         """Answer what came the short way: one packet."""
         if self.lost:
             return

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from serving.fastapi_server.access import Access
-from serving.fastapi_server.fleet import Fleet
-from serving.fastapi_server.hosting import Hosting
 from serving.fastapi_server.metrics import Metrics
+from serving.fastapi_server.models.fleet import Fleet
+from serving.fastapi_server.models.hosting import Hosting
 from serving.settings import ServerSettings
 
 FLUSH_S: Final = 0.25
@@ -49,4 +49,4 @@ class Service:
             self._flush()
 
     def _flush(self) -> None:
-        self.metrics.flush(self.access.under_way, self.hosting.queue_depths())
+        self.metrics.flush(self.access.in_flight, self.hosting.queue_depths())

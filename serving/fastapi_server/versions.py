@@ -1,7 +1,7 @@
 """The versions in a running FastAPI service, by its repository API."""
 
-from serving.bundle import Bundle
-from serving.clients.wire import API_KEY_HEADER
+from bundle.store import Bundle
+from serving.clients.http_wire import API_KEY_HEADER
 from serving.server_api import call
 from serving.settings import ServingSettings
 
@@ -9,7 +9,7 @@ _TIMEOUT_S = 180.0  # a load is done when every worker process has done it
 
 
 class FastapiVersions:
-    """`serving.server_plan.Versions`."""
+    """`serving.servers.server.Versions`."""
 
     def __init__(self, url: str, settings: ServingSettings) -> None:
         self._url = f"{url}/v2/repository/models"

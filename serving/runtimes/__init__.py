@@ -6,11 +6,11 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from serving.bundle import Bundle
-from serving.errors import BundleError, DeploymentError
-from serving.manifest import Artefact, Format, Precision
-from serving.postprocess import Probabilities
-from serving.preprocess import Pixels, preprocess
+from bundle.errors import BundleError, DeploymentError
+from bundle.manifest import Artefact, Format, Precision
+from bundle.postprocess import Probabilities
+from bundle.preprocess import Pixels, preprocess
+from bundle.store import Bundle
 from serving.settings import Device, RuntimeName, ServerSettings
 
 _FORMATS: Final[dict[RuntimeName, Format]] = {"onnxruntime": "onnx", "torchscript": "torchscript"}
@@ -87,7 +87,7 @@ def check_golden(runtime: Runtime, bundle: Bundle, tolerance: float) -> None:
         BundleError: they differ by more than `tolerance`.
     """
     golden = bundle.golden_probabilities()
-    for (name, data), expected in zip(bundle.golden_pictures(), golden, strict=True):
+    for (name, data), expected in zip(bundle.golden_inputs(), golden, strict=True):
         difference = float(
             np.abs(runtime.infer(preprocess(data, bundle.manifest.input)[np.newaxis])[0] - expected).max()
         )

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from serving.errors import BundleError, DeploymentError
-from serving.postprocess import Probabilities
-from serving.preprocess import Pixels
+from bundle.errors import BundleError, DeploymentError
+from bundle.postprocess import Probabilities
+from bundle.preprocess import Pixels
 from serving.settings import Device
 
 

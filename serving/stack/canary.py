@@ -1,19 +1,19 @@
-"""A real picture to a server: the only health check that none of the three can pass while it is broken."""
+"""A real image to a server: the only health check that none of the three can pass while it is broken."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from serving.bundle import Bundle
+from bundle.errors import TridentError, UnavailableError
+from bundle.postprocess import Probabilities
+from bundle.store import Bundle
 from serving.clients.client import UnreachableError
 from serving.clients.connect import connect
-from serving.clients.wire import RefusedError
-from serving.errors import TridentError, UnavailableError
-from serving.health import is_busy
-from serving.postprocess import Probabilities
+from serving.clients.endpoint import Endpoint
+from serving.clients.http_wire import RefusedError
+from serving.container.top1_probe import is_busy
 from serving.runtimes import artefact_for
-from serving.server_plan import Endpoint
 from serving.settings import ServingSettings
 
 Answered = Callable[[Bundle], float]
@@ -22,12 +22,12 @@ _POLL_S: Final = 0.1
 
 @dataclass(frozen=True)
 class _Question:
-    """A golden picture, its probabilities, and the version that is asked for (None: the default one)."""
+    """A golden image, its probabilities, and the version that is asked for (None: the default one)."""
 
     bundle: Bundle
     version: int | None
     name: str
-    picture: bytes
+    image: bytes
     expected: Probabilities
     tolerance: float
 
@@ -43,10 +43,10 @@ class Canary:
         self._questions: list[_Question] = []
         default = {bundle.manifest.model: bundle for bundle in bundles}
         for bundle in bundles:
-            (name, picture), expected = bundle.golden_pictures()[0], bundle.golden_probabilities()[0]
+            (name, image), expected = bundle.golden_inputs()[0], bundle.golden_probabilities()[0]
             tolerance = artefact_for(bundle, settings.runtime, settings.precision).tolerance
             versions = [bundle.manifest.version, *([None] if default[bundle.manifest.model] is bundle else [])]
-            self._questions += [_Question(bundle, version, name, picture, expected, tolerance) for version in versions]
+            self._questions += [_Question(bundle, version, name, image, expected, tolerance) for version in versions]
 
     def fault(
         self,
@@ -62,7 +62,7 @@ class Canary:
             busy_is_well: a server is in order that refuses because its queue is full, or too long to be in time, or
                 that does not answer at all, but answers others meanwhile. One such answer ends the round.
             broken: a 503 says nothing new: the server is known to lack workers, or was asked all of this before.
-            answered: `serving.server_plan.Care.answered`.
+            answered: `serving.servers.server.Care.answered`.
         """
         for question in self._questions:
             before = answered(question.bundle) if busy_is_well else 0.0
@@ -89,7 +89,7 @@ class Canary:
         manifest = question.bundle.manifest
         timeout_s, key = self._settings.request_timeout_s + 1, self._settings.client_key
         with connect(endpoint, manifest.model, question.version, timeout_s=timeout_s, api_key=key) as client:
-            answer = client.predict(question.picture)
+            answer = client.predict(question.image)
         if (answer.model, answer.version) != (manifest.model, manifest.version):
             return f"{answer.model}:{answer.version} answers instead of {question.bundle.name}"
         top, expected = answer.top, question.expected

@@ -13,14 +13,14 @@ from typing import Final
 
 import psutil
 
-from serving.bundle import Bundle
-from serving.errors import DeploymentError
+from bundle.atomic_file import atomic_write
+from bundle.errors import DeploymentError
+from bundle.store import Bundle
+from serving.clients.endpoint import SERVERS, ServerName
 from serving.scratch import remove_scratch
-from serving.server_plan import SERVERS, ServerName
 from serving.settings import ServingSettings
 from serving.stack.ports import check_ports_free, free_ports
 from serving.stack.state import ROLLOUT_REQUEST, STACK, RolloutState, StackState, log_path, read_state
-from serving.whole_file import write_whole
 
 OnChange = Callable[[StackState], None]
 _STOP_TIMEOUT_S: Final = 60.0  # and three times what a request may take: to drain, and to end
@@ -122,7 +122,7 @@ def roll_out_bundle(bundle: Bundle, folder: Path = STACK, on_change: OnChange = 
         if state is None:
             raise DeploymentError("no stack is running; start it with `trident up`")
         before = state.rollout.number if state.rollout is not None else 0
-        write_whole(folder / ROLLOUT_REQUEST, str(bundle.path))
+        atomic_write(folder / ROLLOUT_REQUEST, str(bundle.path))
         os.kill(state.pid, signal.SIGUSR1)
         last = None
         while True:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from serving.bundle import Bundle, find_bundle, read_bundle
-from serving.errors import DeploymentError
-from serving.server_plan import SERVERS, Endpoint, Protocol, ServerName
+from bundle.errors import DeploymentError
+from bundle.store import Bundle, find_bundle, read_bundle
+from serving.clients.endpoint import SERVERS, Endpoint, Protocol, ServerName
 from serving.settings import ServingSettings, load_settings
 from serving.stack.control import current_stack
 

@@ -3,8 +3,8 @@
 import socket
 from collections.abc import Sequence
 
-from serving.errors import DeploymentError
-from serving.server_plan import ServerName
+from bundle.errors import DeploymentError
+from serving.clients.endpoint import ServerName
 from serving.settings import Ports
 
 

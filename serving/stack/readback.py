@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from serving.bundle import Bundle
-from serving.clients.wire import API_KEY_HEADER
+from bundle.store import Bundle
+from serving.clients.endpoint import Endpoint
+from serving.clients.http_wire import API_KEY_HEADER
 from serving.server_api import call
-from serving.server_plan import Endpoint
 from serving.settings import ServingSettings
 from serving.torchserve_server.configuration import LOOPBACK, model_config
 

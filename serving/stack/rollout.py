@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from serving.bundle import Bundle
+from bundle.errors import DeploymentError, TridentError
+from bundle.store import Bundle
 from serving.clients.connect import connect
+from serving.clients.endpoint import ServerName
 from serving.clients.golden import check_golden
-from serving.errors import DeploymentError, TridentError
 from serving.runtimes import artefact_for
-from serving.server_plan import ServerName, ServerPlan
+from serving.servers.server import ServerPlan
 from serving.settings import ServingSettings
 from serving.stack.canary import Canary
 from serving.stack.state import RolloutPhase

@@ -6,9 +6,9 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.server_plan import Endpoint, ServerName
+from bundle.atomic_file import atomic_write
+from serving.clients.endpoint import Endpoint, ServerName
 from serving.settings import ServingSettings
-from serving.whole_file import write_whole
 
 STACK: Final = Path("artifacts/stack")
 ROLLOUT_REQUEST: Final = "rollout.request"  # a file in the stack's folder: the path of the bundle to roll out
@@ -84,7 +84,7 @@ class StackState(BaseModel):
 
 def write_state(state: StackState, folder: Path) -> None:
     """Replace the state file."""
-    write_whole(folder / "state.json", state.model_dump_json(indent=2) + "\n")
+    atomic_write(folder / "state.json", state.model_dump_json(indent=2) + "\n")
 
 
 def read_state(folder: Path = STACK) -> StackState | None:

@@ -22,11 +22,12 @@ from typing import Final, TypeVar
 
 import psutil
 
-from serving.bundle import Bundle, find_bundle, read_bundle
-from serving.errors import DeploymentError, TridentError
+from bundle.errors import DeploymentError, TridentError
+from bundle.store import Bundle, find_bundle, read_bundle
+from serving.clients.endpoint import ServerName
 from serving.fastapi_server.launch import plan_fastapi
 from serving.processes import adopt_orphans
-from serving.server_plan import Care, ServerName, ServerPlan
+from serving.servers.server import Care, ServerPlan
 from serving.settings import ServingSettings, load_settings
 from serving.stack.canary import Canary
 from serving.stack.child import Child

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from serving.bundle import Bundle
-from serving.errors import DeploymentError
+from bundle.errors import DeploymentError
+from bundle.store import Bundle
 
 HANDLER: Final = Path(__file__).with_name("handler.py")
 

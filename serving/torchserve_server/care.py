@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from serving.bundle import Bundle
+from bundle.store import Bundle
 from serving.server_api import call
 from serving.settings import ServerSettings
 from serving.torchserve_server.versions import drain, handler_metric, ready_workers
@@ -17,7 +17,7 @@ PATIENCE_S: Final = 20.0  # a worker that TorchServe restarts is back sooner
 
 
 class TorchserveCare:
-    """`serving.server_plan.Care`."""
+    """`serving.servers.server.Care`."""
 
     def __init__(self, management: str, metrics_url: str, settings: ServerSettings) -> None:
         self._management = management

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from serving.bundle import Bundle
+from bundle.store import Bundle
 from serving.settings import ServerSettings
 from serving.torchserve_server.archive import archive_name
 

@@ -1,7 +1,7 @@
 """TorchServe's handler: request bodies in, answers out, by the shared preprocessing and runtimes.
 
 torch-model-archiver copies this file into the archive beside the bundle's files; TorchServe imports it there and
-instantiates its one class. Members of a batch are independent: a bad picture gets its own status, the others their
+instantiates its one class. Members of a batch are independent: a bad image gets its own status, the others their
 answers.
 """
 
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from pydantic_core import to_json
 
+from bundle.errors import EmptyImageError, RequestError, TridentError, UnauthorizedError
+from bundle.postprocess import TOP_K_HEADER, answer, parse_top_k
+from bundle.preprocess import Pixels, preprocess
+from bundle.schemas import problem
+from bundle.store import read_bundle
 from serving.api_keys import ApiKeys, given_key
-from serving.bundle import read_bundle
-from serving.errors import EmptyImageError, RequestError, TridentError, UnauthorizedError
-from serving.postprocess import TOP_K_HEADER, answer, parse_top_k
-from serving.preprocess import Pixels, preprocess
 from serving.runtimes import ready_runtime
-from serving.schemas import problem
 from serving.settings import ServingSettings
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class TridentHandler:
                     continue
                 self._admit(context, index, row)
                 top_k = parse_top_k(_header(context, index, TOP_K_HEADER) or row.get("top_k"))
-                pixels = preprocess(_picture(row), self.bundle.manifest.input, self.settings.max_image_pixels)
+                pixels = preprocess(_image(row), self.bundle.manifest.input, self.settings.max_image_pixels)
                 context.set_response_header(
                     index, "Server-Timing", f"decode;dur={(time.perf_counter() - started) * 1000:.3f}"
                 )
@@ -137,8 +137,8 @@ def _key_among(row: Mapping[str, Any]) -> bytes:
     return bytes(key) if isinstance(key, bytes | bytearray) else b""
 
 
-def _picture(row: Mapping[str, Any]) -> bytes:
-    """The encoded picture: TorchServe calls a raw body `body`, decodes a JSON one, and names multipart fields as the
+def _image(row: Mapping[str, Any]) -> bytes:
+    """The encoded image: TorchServe calls a raw body `body`, decodes a JSON one, and names multipart fields as the
     client did.
     """
     body = next((row[key] for key in ("body", "file", "data") if row.get(key) is not None), None)
@@ -148,9 +148,9 @@ def _picture(row: Mapping[str, Any]) -> bytes:
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise RequestError("the body must be JSON {'image_b64': '<base64>'}") from error
     if body is not None and not isinstance(body, bytes | bytearray):
-        raise RequestError("the body must be a picture, a form with a field `file`, or JSON {'image_b64': '<base64>'}")
+        raise RequestError("the body must be an image, a form with a field `file`, or JSON {'image_b64': '<base64>'}")
     if not body:
-        raise EmptyImageError("the picture has no bytes")
+        raise EmptyImageError("the image has no bytes")
     return bytes(body)
 
 

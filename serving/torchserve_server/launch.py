@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.bundle import Bundle
-from serving.errors import DeploymentError
+from bundle.errors import DeploymentError
+from bundle.store import Bundle
+from serving.clients.endpoint import Endpoint
 from serving.scratch import make_scratch_folder, remove_scratch, scratch_folder
-from serving.server_plan import Endpoint, ServerPlan
+from serving.servers.server import ServerPlan
 from serving.settings import ServingSettings
 from serving.torchserve_server.archive import build_archive
 from serving.torchserve_server.care import TorchserveCare

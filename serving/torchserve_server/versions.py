@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from serving.bundle import Bundle
-from serving.errors import DeploymentError
+from bundle.errors import DeploymentError
+from bundle.store import Bundle
 from serving.server_api import call, counted
 from serving.settings import ServerSettings
 from serving.torchserve_server.archive import archive_name, build_archive
@@ -19,7 +19,7 @@ _PATIENCE: Final = 6  # times `request_timeout_s`: TorchServe lets a request wai
 
 
 class TorchserveVersions:
-    """`serving.server_plan.Versions`."""
+    """`serving.servers.server.Versions`."""
 
     def __init__(self, management: str, metrics_url: str, store: Path, settings: ServerSettings) -> None:
         self._management = management
@@ -118,6 +118,6 @@ def handler_metric(metrics_url: str, name: str, bundle: Bundle) -> float:
 
 
 def _seconds_per_batch(metrics_url: str, bundle: Bundle) -> float:
-    """The mean so far, but not too little: the next batch may have larger pictures."""
+    """The mean so far, but not too little: the next batch may have larger images."""
     total, count = (handler_metric(metrics_url, f"trident_handler_seconds_{part}", bundle) for part in ("sum", "count"))
     return max(total / count, _SECONDS_PER_BATCH) if count > 0 else _SECONDS_PER_BATCH

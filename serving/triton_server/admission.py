@@ -1,22 +1,22 @@
-"""A bound on the pictures that wait in Triton, kept by our own models.
+"""A bound on the images that wait in Triton, kept by our own models.
 
 Triton's own bound (`max_queue_size`) makes its batcher miss wake-ups and stall for 500 ms, so it is not used. Instead
-the ensemble's first step, `admission`, takes a place for every picture of a request, or refuses the request at once: if
+the ensemble's first step, `admission`, takes a place for every image of a request, or refuses the request at once: if
 there are too few places, or if what waits already would take too long. The last step, `postprocess`, gives the places
 back; so does `preprocess`, for what it refuses. They run in several processes, which share a table in memory:
 
-    int64 [3]       the youngest picture that came back (when it was taken), the time at which the last one came back,
+    int64 [3]       the youngest image that came back (when it was taken), the time at which the last one came back,
                     and the mean of what the server needs for one
     int64 [places]  0, or the time at which the place was taken                  (all in ns of the monotonic clock)
 
-What the server needs for a picture is the time since the one before it came back, or since it was taken itself if that
-is later: so time without work does not count, and of pictures that come back at once, as a batch, all but the first need
+What the server needs for an image is the time since the one before it came back, or since it was taken itself if that
+is later: so time without work does not count, and of images that come back at once, as a batch, all but the first need
 nothing. The mean moves by 1/64 for each, which smooths batches, and follows a change within a few seconds of work. A
 request is refused that would wait for more than half of `timeout_s` by this mean, behind those that are in time (the
 others are not computed). The other half is for what it does not foresee; a longer queue would not make the server faster.
 
-A place whose picture never comes back (Triton failed or cancelled its request on the way) is free again as soon as that
-is certain. Pictures wait in order, so it is when one came back that was taken `timeout_s` later; or after 3 `timeout_s`.
+A place whose image never comes back (Triton failed or cancelled its request on the way) is free again as soon as that
+is certain. Images wait in order, so it is when one came back that was taken `timeout_s` later; or after 3 `timeout_s`.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import DeadlineExceededError
+from bundle.errors import DeadlineExceededError
 
 Ticket = tuple[int, int]  # place, and the time at which it was taken
 
@@ -51,19 +51,19 @@ class Admission:
         self._timeout_ns = int(timeout_s * 1e9)
         self._clock = clock
 
-    def take(self, pictures: int = 1) -> list[Ticket] | None:
-        """A place for each picture of a request; None if they are too many, or would wait for too long."""
+    def take(self, images: int = 1) -> list[Ticket] | None:
+        """A place for each image of a request; None if they are too many, or would wait for too long."""
         places = self._places
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         try:
             now = self._clock()
             places[places < _lost_before(now, self._header[_YOUNGEST], self._timeout_ns)] = 0
             in_time = int(np.count_nonzero(places > now - self._timeout_ns))  # the others are not computed
-            wait_ns = (in_time + pictures) * self._header[_NEED] if in_time else 0
-            if self.waiting + pictures > len(places) or wait_ns > _WAIT * self._timeout_ns:
+            wait_ns = (in_time + images) * self._header[_NEED] if in_time else 0
+            if self.waiting + images > len(places) or wait_ns > _WAIT * self._timeout_ns:
                 return None
             tickets = []
-            for _ in range(pictures):
+            for _ in range(images):
                 place = int(places.argmin())
                 places[place] = now
                 tickets.append((place, now))
@@ -72,7 +72,7 @@ class Admission:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def give_back(self, tickets: Sequence[Ticket]) -> None:
-        """Free the places of pictures that came through. One that was thought lost may belong to somebody else."""
+        """Free the places of images that came through. One that was thought lost may belong to somebody else."""
         header = self._header
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         try:
@@ -86,7 +86,7 @@ class Admission:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def withdraw(self, tickets: Sequence[Ticket]) -> None:
-        """Free the places of pictures that went no further: they overtook others, and say nothing about the server."""
+        """Free the places of images that went no further: they overtook others, and say nothing about the server."""
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         try:
             self._free(tickets)
@@ -111,7 +111,7 @@ class Admission:
 
 
 def count_waiting(path: Path, timeout_s: float) -> int:
-    """How many pictures may still come back, by a table; 0 if there is none."""
+    """How many images may still come back, by a table; 0 if there is none."""
     try:
         table: npt.NDArray[np.int64] = np.fromfile(path, np.int64)
     except FileNotFoundError:
@@ -135,5 +135,5 @@ def free_all(path: Path) -> None:
 
 
 def _lost_before(now: int, youngest: int, timeout_ns: int) -> int:
-    """A picture that was taken before this, and has not come back, will not."""
+    """An image that was taken before this, and has not come back, will not."""
     return max(youngest - timeout_ns, now - 3 * timeout_ns)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from serving.bundle import Bundle
-from serving.clients.wire import triton_model
+from bundle.store import Bundle
+from serving.clients.http_wire import triton_model
 from serving.server_api import counted
-from serving.server_plan import NoCare
+from serving.servers.server import NoCare
 from serving.triton_server.admission import free_all
 from serving.triton_server.control import TritonControl
 from serving.triton_server.repository import admission_file, model_names
@@ -22,7 +22,7 @@ _STUB: Final = "triton_python_backend_stub"
 
 
 class TritonCare(NoCare):
-    """`serving.server_plan.Care`. Triton drains itself when it is stopped."""
+    """`serving.servers.server.Care`. Triton drains itself when it is stopped."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class TritonCare(NoCare):
         return f"loaded {', '.join(sorted(short))} again" if short else ""
 
     def answered(self, bundle: Bundle) -> float:
-        """The pictures that its classifier computed so far."""
+        """The images that its classifier computed so far."""
         model = re.escape(f"{triton_model(bundle.manifest.model, bundle.manifest.version)}_classifier")
         return counted(self._metrics_url, rf'nv_inference_count\{{.*\bmodel="{model}".*\}}')
 

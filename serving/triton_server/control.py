@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Final
 
-from serving.errors import DeploymentError
+from bundle.errors import DeploymentError
 
 ADMIN_HEADER: Final = "x-trident-admin"
 # Instead of tritonclient's own options, whose keepalive is gRPC's default.

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from serving.bundle import Bundle
-from serving.clients.wire import API_KEY_HEADER
-from serving.errors import DeploymentError
+from bundle.errors import DeploymentError
+from bundle.store import Bundle
+from serving.clients.endpoint import Endpoint
+from serving.clients.http_wire import API_KEY_HEADER
 from serving.scratch import SHARED_MEMORY, remove_scratch, scratch_name
 from serving.server_api import fetch
-from serving.server_plan import Endpoint, ServerPlan
+from serving.servers.server import ServerPlan
 from serving.settings import ServingSettings
 from serving.triton_server.care import TritonCare
 from serving.triton_server.control import ADMIN_HEADER, TritonControl

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import DeadlineExceededError, OverloadedError, TridentError
+from bundle.errors import DeadlineExceededError, OverloadedError, TridentError
 from serving.triton_server.admission import Admission, Ticket
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from serving.bundle import MANIFEST, Bundle
-from serving.clients.wire import triton_model
+from bundle.atomic_file import atomic_write
+from bundle.store import MANIFEST, Bundle
+from serving.clients.http_wire import triton_model
 from serving.runtimes import artefact_for
 from serving.settings import RuntimeName, ServerSettings
-from serving.whole_file import write_whole
 
 TEMPLATES: Final = Path(__file__).resolve().parents[2] / "model_repository"
 PARTS: Final = ("admission", "preprocess", "classifier", "postprocess")
@@ -37,7 +37,7 @@ def model_names(bundle: Bundle) -> tuple[str, ...]:
 
 
 def admission_file(bundle: Bundle, shared_prefix: str = SHARED_PREFIX) -> Path:
-    """Where the version's table of waiting pictures lies."""
+    """Where the version's table of waiting images lies."""
     return Path(f"{shared_prefix}{triton_model(bundle.manifest.model, bundle.manifest.version)}")
 
 
@@ -90,7 +90,7 @@ def _write_ensemble(repository: Path, name: str, values: dict[str, object]) -> N
 
 def _render(template: str, folder: Path, values: dict[str, object]) -> None:
     text = Template((TEMPLATES / template / "config.pbtxt").read_text()).substitute(values)
-    write_whole(folder / "config.pbtxt", text)
+    atomic_write(folder / "config.pbtxt", text)
 
 
 def _write_weights(bundle: Bundle, settings: ServerSettings, folder: Path) -> None:

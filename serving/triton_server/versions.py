@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from serving.bundle import Bundle
-from serving.errors import DeploymentError
+from bundle.errors import DeploymentError
+from bundle.store import Bundle
 from serving.settings import ServerSettings
 from serving.triton_server.admission import count_waiting
 from serving.triton_server.control import TritonControl
@@ -23,7 +23,7 @@ _HANDED_OVER_S: Final = 0.3  # a request that came before the switch has passed 
 
 
 class TritonVersions:
-    """`serving.server_plan.Versions`."""
+    """`serving.servers.server.Versions`."""
 
     def __init__(self, control: TritonControl, repository: Path, settings: ServerSettings, shared_prefix: str) -> None:
         self._control = control
@@ -68,7 +68,7 @@ class TritonVersions:
         deadline = time.monotonic() + 3 * timeout_s  # what was taken before is answered by then, or lost
         while waiting := count_waiting(table, timeout_s):
             if time.monotonic() > deadline:
-                raise DeploymentError(f"{waiting} pictures still wait for {bundle.name} after {3 * timeout_s:.0f} s")
+                raise DeploymentError(f"{waiting} images still wait for {bundle.name} after {3 * timeout_s:.0f} s")
             time.sleep(_POLL_S)
 
     def _loaded(self, names: tuple[str, ...]) -> set[str]:

@@ -21,7 +21,7 @@ PATHS = {
     "triton": "/triton/v2/models/digits/infer",
 }
 BINARY = {"content-type": "application/octet-stream", "inference-header-content-length": "0"}
-PICTURE = (ROOT / "tests/digit.png").read_bytes()
+IMAGE = (ROOT / "tests/digit.png").read_bytes()
 
 
 def engine_fault() -> str:
@@ -141,7 +141,7 @@ def composed(folder: Path) -> Iterator[Composed]:
 
 
 def ask(
-    edge: httpx.Client, server: str, content: bytes = PICTURE, headers: Mapping[str, str] | None = None
+    edge: httpx.Client, server: str, content: bytes = IMAGE, headers: Mapping[str, str] | None = None
 ) -> httpx.Response:
     """A prediction by one of the servers, asked for at the edge."""
     return edge.post(PATHS[server], content=content, headers=BINARY | dict(headers or {}))

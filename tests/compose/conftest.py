@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from serving.server_plan import SERVERS
+from serving.clients.endpoint import SERVERS
 from tests.compose.composed import Composed, ask, composed, engine_fault
 
 

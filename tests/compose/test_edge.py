@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from serving.server_plan import SERVERS
-from tests.compose.composed import BINARY, PATHS, PICTURE, Composed, ask, wait_for
+from serving.clients.endpoint import SERVERS
+from tests.compose.composed import BINARY, IMAGE, PATHS, Composed, ask, wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
 KEYS = ("first.key+/=", "second-key_~")
@@ -22,7 +22,7 @@ def test_refused_at_the_edge(edge: httpx.Client, server: str) -> None:
     assert ask(edge, server, bytes(6 * 2**20), form).status_code == 415
     disguised = {"content-type": "APPLICATION/X-WWW-Form-Urlencoded; x=image/png"}
     assert ask(edge, server, bytes(6 * 2**20), disguised).status_code == 415
-    assert edge.post(PATHS[server], content=PICTURE, headers={"content-type": ""}).status_code == 415
+    assert edge.post(PATHS[server], content=IMAGE, headers={"content-type": ""}).status_code == 415
     large = ask(edge, server, bytes(11 * 2**20))
     assert (large.status_code, large.json()["status"]) == (413, 413)
     assert large.headers["content-type"] == "application/problem+json"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.server_plan import SERVERS
+from serving.clients.endpoint import SERVERS
 from tests.compose.composed import ROOT
 
 COMPOSE = (ROOT / "compose.yaml").read_text()

@@ -12,7 +12,7 @@ from functools import partial
 import httpx
 import pytest
 
-from serving.server_plan import SERVERS, ServerName
+from serving.clients.endpoint import SERVERS, ServerName
 from tests.compose.composed import Composed, ask, wait_for
 from tests.load import Load
 

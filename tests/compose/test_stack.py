@@ -11,8 +11,8 @@ import httpx
 import pytest
 import yaml
 
-from serving.server_plan import SERVERS
-from tests.compose.composed import PICTURE, ROOT, Composed, ask, wait_for
+from serving.clients.endpoint import SERVERS
+from tests.compose.composed import IMAGE, ROOT, Composed, ask, wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
 ADDRESSES = {"fastapi": "http://fastapi:8000", "torchserve": "http://torchserve:8080", "triton": "http://triton:8500"}
@@ -28,7 +28,7 @@ def test_every_server_answers_at_the_edge(edge: httpx.Client, server: str) -> No
 
 
 def test_form_and_page_at_the_edge(edge: httpx.Client) -> None:
-    assert edge.post("/predict", files={"file": ("digit.png", PICTURE, "image/png")}).status_code == 200
+    assert edge.post("/predict", files={"file": ("digit.png", IMAGE, "image/png")}).status_code == 200
     assert "swagger" in edge.get("/docs").text
     assert edge.get("/v2/health/ready").status_code == 200
 
@@ -128,7 +128,7 @@ def test_every_query_returns_data(stack: Composed, edge: httpx.Client) -> None:
     def all_there() -> bool:
         for server in SERVERS:  # rates need requests between two scrapes
             ask(edge, server)
-            ask(edge, server, b"no picture")
+            ask(edge, server, b"no image")
         missing[:] = [f"{where}: {expression}" for where, expression in queries() if not stack.query(expression)]
         return not missing
 

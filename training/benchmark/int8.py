@@ -1,6 +1,6 @@
 """`python -m training.benchmark.int8`: the lower precisions of an imported model against fp32, on this processor.
 
-The pictures are crops of scikit-image's and scikit-learn's photographs that the calibration did not see, some of them
+The images are crops of scikit-image's and scikit-learn's photographs that the calibration did not see, some of them
 mirrored, darkened or blurred. Times are medians of interleaved rounds in onnxruntime.
 """
 
@@ -15,9 +15,9 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from serving.bundle import find_bundle
-from serving.manifest import Precision
-from serving.preprocess import preprocess
+from bundle.manifest import Precision
+from bundle.preprocess import preprocess
+from bundle.store import find_bundle
 from training.benchmark.processor import processor
 from training.export import in_batches
 from training.formats import read_onnx
@@ -35,16 +35,16 @@ def main() -> None:
     given = parser.parse_args()
     bundle = find_bundle(given.model or "efficientnet_lite0")
     files = {a.precision: bundle.file(a) for a in bundle.manifest.artefacts if a.format == "onnx"}
-    pictures = photographs()
+    images = photographs()
     pixels = np.concatenate(
         [
-            crops(pictures, bundle.manifest.input, seed=2, of_each=16),
-            crops([(name, _changed(data, name)) for name, data in pictures], bundle.manifest.input, seed=3, of_each=8),
+            crops(images, bundle.manifest.input, seed=2, of_each=16),
+            crops([(name, _changed(data, name)) for name, data in images], bundle.manifest.input, seed=3, of_each=8),
         ]
     )
     models = {precision: read_onnx(path, given.threads) for precision, path in files.items()}
     answers = {precision: in_batches(model, pixels) for precision, model in models.items()}
-    whole = np.stack([preprocess(data, bundle.manifest.input) for _, data in pictures])
+    whole = np.stack([preprocess(data, bundle.manifest.input) for _, data in images])
     of_whole = {precision: in_batches(model, whole) for precision, model in models.items()}
     sure = answers["fp32"].max(1) >= 0.5
     seconds: dict[tuple[Precision, int], list[float]] = {(name, size): [] for name in models for size in (1, 8)}

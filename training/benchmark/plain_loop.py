@@ -19,7 +19,7 @@ from training.settings import TrainSettings
 
 class _Augmented(TorchDataset[tuple[torch.Tensor, int]]):
     def __init__(self, split: Split, augment: Augment) -> None:
-        self.pictures = [torch.from_numpy(split.pixels(i)) for i in range(len(split.labels))]
+        self.images = [torch.from_numpy(split.pixels(i)) for i in range(len(split.labels))]
         self.labels = split.labels.tolist()
         self.augment = augment
 
@@ -27,7 +27,7 @@ class _Augmented(TorchDataset[tuple[torch.Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.augment(self.pictures[index]), self.labels[index]
+        return self.augment(self.images[index]), self.labels[index]
 
 
 def train_plainly(settings: TrainSettings, dataset: Dataset, folder: Path) -> list[float]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 _STYLE: Final[Any] = {"svg.hashsalt": "trident", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-# More classes than this are a picture without labels.
+# More classes than this are an image without labels.
 LABELLED_CLASSES: Final = 30
 
 Lines = list[dict[str, Any]]
@@ -39,7 +39,7 @@ def curves(epochs: Lines, steps: Lines) -> str:
 
 
 def confusion_matrix(confusion: npt.NDArray[np.int64], labels: tuple[str, ...]) -> str:
-    """Counts `[label, predicted]`, coloured by the share of the label's pictures."""
+    """Counts `[label, predicted]`, coloured by the share of the label's images."""
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     with mpl.rc_context(_STYLE):
         side = 3 + 0.35 * min(len(labels), LABELLED_CLASSES)

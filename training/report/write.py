@@ -9,8 +9,8 @@ from typing import Any, Final
 import jinja2
 from PIL import Image
 
-from serving.provenance import git_revision, package_versions
-from serving.whole_file import write_whole
+from bundle.atomic_file import atomic_write
+from bundle.provenance import git_revision, package_versions
 from training.datasets import Dataset
 from training.evaluation import Mistake
 from training.report.plots import confusion_matrix, curves
@@ -40,15 +40,15 @@ def write_report(run_dir: Path, settings: TrainSettings, dataset: Dataset, resul
         revision=git_revision(),
     )
     path = run_dir / "report.html"
-    write_whole(path, text)
+    atomic_write(path, text)
     return path
 
 
 def _classes(dataset: Dataset, result: RunResult) -> list[dict[str, Any]]:
-    """Per class, the worst first: how many test pictures, and the share of them that was found."""
+    """Per class, the worst first: how many test images, and the share of them that was found."""
     counts = result.test.confusion.sum(1).tolist()
     rows = [
-        {"label": label, "pictures": count, "accuracy": accuracy}
+        {"label": label, "images": count, "accuracy": accuracy}
         for label, count, accuracy in zip(dataset.labels, counts, result.test.class_accuracy, strict=True)
         if not math.isnan(accuracy)
     ]

@@ -1,0 +1,95 @@
+"""Is an answer right? The one definition, for readiness, verify, rollout and load test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.postprocess import Probabilities
+from bundle.schemas import Prediction
+
+FaultKind = Literal["no-answer", "version", "labels", "probabilities"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an answer is not the golden answer; `no-answer`: the request failed."""
+
+    kind: FaultKind
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The right answer to one input.
+
+    Args:
+        probabilities: float32 `[classes]`, as eager PyTorch gave them.
+        top_k: how many classes were asked for; None: all.
+        labels: the model's labels; None: not compared (a server of somebody else may name classes otherwise).
+        model: `model:version` that must have answered; None: not compared.
+    """
+
+    probabilities: Probabilities
+    top_k: int | None = None
+    labels: Sequence[str] | None = None
+    model: str | None = None
+
+
+def compare(answer: Prediction, expected: Expected, tolerance: float) -> Fault | None:
+    """The first thing that is wrong with an answer, or None.
+
+    An answer is right if the expected model and version gave it, if it has as many classes as were asked for, and if
+    for each class the label is the model's and the probability differs by at most `tolerance`. The first class must be
+    the most probable one, up to the tolerance.
+    """
+    name = f"{answer.model}:{answer.version}"
+    if expected.model is not None and name != expected.model:
+        return Fault("version", f"answered by {name} instead of {expected.model}")
+    classes = len(expected.probabilities)
+    labels = expected.labels
+    for entry in answer.predictions:
+        if entry.class_id >= classes or (labels is not None and entry.label != labels[entry.class_id]):
+            return Fault("labels", f"class {entry.class_id} is labelled {entry.label!r}")
+    wanted = classes if expected.top_k is None else min(expected.top_k, classes)
+    if len({entry.class_id for entry in answer.predictions}) != wanted:
+        return Fault("probabilities", f"{len(answer.predictions)} classes instead of {wanted}")
+    if expected.top_k is not None:
+        left_out = float(expected.probabilities.max()) - float(expected.probabilities[answer.top.class_id])
+        if not left_out <= 2 * tolerance:
+            return Fault("probabilities", _tops(answer, expected))
+    difference = max_abs_difference(answer, expected)
+    if not difference <= tolerance:
+        message = f"probabilities differ by {difference:.1e} (allowed {tolerance:.0e}); {_tops(answer, expected)}"
+        return Fault("probabilities", message)
+    return None
+
+
+def compare_probabilities(
+    probabilities: npt.NDArray[np.float32], expected: Probabilities, tolerance: float
+) -> Fault | None:
+    """As `compare`, for what a model gives: float32 `[classes]` each."""
+    difference = float(np.abs(probabilities - expected).max())
+    if not difference <= tolerance:
+        return Fault("probabilities", f"probabilities differ by {difference:.1e} (allowed {tolerance:.0e})")
+    return None
+
+
+def max_abs_difference(answer: Prediction, expected: Expected) -> float:
+    """The largest |difference| of a probability, over the classes in the answer; NaN if one is not a number."""
+    differences = [
+        abs(entry.probability - float(expected.probabilities[entry.class_id]))
+        for entry in answer.predictions
+        if entry.class_id < len(expected.probabilities)
+    ]
+    return float(np.max(differences, initial=0.0))
+
+
+def _tops(answer: Prediction, expected: Expected) -> str:
+    golden = int(expected.probabilities.argmax())
+    return f"top-1 class {answer.top.class_id}, golden {golden}"

@@ -1,0 +1,171 @@
+"""Encoded image bytes in, uint8 pixels `[3, height, width]` out: the one preprocessing of training and of all
+servers.
+
+Deterministic for one version of Pillow. In this order: identify (by content, never by name), refuse too many pixels,
+scaled JPEG decoding where the image is much larger than needed, EXIF orientation, any mode to RGB, then resize.
+"""
+
+import contextlib
+import io
+import threading
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from bundle.errors import EmptyImageError, NotAnImageError, TooManyPixelsError, UndecodableImageError
+from bundle.manifest import ImageInput
+
+Pixels = npt.NDArray[np.uint8]
+
+# Formats are named, because Pillow would otherwise also try those that start programs (EPS starts Ghostscript).
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+MAX_IMAGE_PIXELS: Final = 50_000_000
+# A JPEG is decoded at 1/2, 1/4 or 1/8 size only where the resize filter still has this many source pixels per target
+# pixel and axis.
+_SCALED_DECODING_MARGIN: Final = 2
+_FILTERS: Final = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}
+# While a large image is decoded it takes up to 12 bytes per pixel (three images of mode RGBA): one at a time.
+_LARGE_PIXELS: Final = 4_000_000
+_one_large_image: Final = threading.Lock()
+_WHITE: Final = (255, 255, 255, 255)
+
+
+def preprocess(data: bytes, spec: ImageInput, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Pixels:
+    """Decode an image and bring it to the model's input.
+
+    Args:
+        data: a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF file; of an animation the first frame counts.
+        spec: height, width, resize policy and filter of the bundle.
+        max_image_pixels: refuse larger images, before any pixel is decoded.
+
+    Returns:
+        uint8 `[3, height, width]`, RGB, C-contiguous.
+
+    Raises:
+        EmptyImageError, NotAnImageError, TooManyPixelsError, UndecodableImageError.
+    """
+    image = _resize(_decode(data, spec, max_image_pixels), spec)
+    array = np.asarray(image)
+    if array.ndim == 2:  # gray: the three channels are equal
+        return np.repeat(array[np.newaxis], 3, axis=0)
+    return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def decode(data: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """An image at its full size, upright, mode RGB: what `preprocess` sees before it resizes. For training's
+    augmentation.
+
+    Raises:
+        As `preprocess`.
+    """
+    return _decode(data, None, max_image_pixels).convert("RGB")
+
+
+def _decode(data: bytes, spec: ImageInput | None, max_image_pixels: int) -> Image.Image:
+    """Upright, mode RGB or L; at a fraction of its size where that is enough for `spec`."""
+    image = _open(data, max_image_pixels)
+    try:
+        orientation = _orientation(image)
+        if spec is not None and image.format in ("JPEG", "MPO"):
+            _draft(image, spec, sideways=orientation >= 5)
+        large = image.width * image.height > _LARGE_PIXELS
+        with _one_large_image if large else contextlib.nullcontext():
+            image.load()
+            if orientation != 1:
+                image = ImageOps.exif_transpose(image)
+            return _to_rgb_or_gray(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes
+        raise UndecodableImageError(
+            f"the {image.format} data is damaged or cut off ({type(error).__name__})"
+        ) from error
+
+
+def _open(data: bytes, max_image_pixels: int) -> Image.Image:
+    if not data:
+        raise EmptyImageError("the image has no bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise NotAnImageError(f"the bytes are none of {', '.join(FORMATS)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixelsError(f"the image has more than {max_image_pixels} pixels") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UndecodableImageError(f"the image's header is damaged ({type(error).__name__})") from error
+    width, height = image.size
+    if width * height > max_image_pixels:
+        raise TooManyPixelsError(f"the image has {width} x {height} pixels; at most {max_image_pixels} are accepted")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; an image with damaged EXIF data counts as upright."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _draft(image: Image.Image, spec: ImageInput, *, sideways: bool) -> None:
+    """Let libjpeg decode at a fraction of the size (https://pillow.readthedocs.io, Image.draft)."""
+    width, height = reversed(image.size) if sideways else image.size
+    left, top, right, bottom = _source_box(width, height, spec)
+    target_width, target_height = _target_size(width, height, spec)
+    shrink = min((right - left) / target_width, (bottom - top) / target_height) / _SCALED_DECODING_MARGIN
+    if shrink >= 2:
+        image.draft(image.mode, (max(1, int(image.width / shrink)), max(1, int(image.height / shrink))))
+
+
+def _to_rgb_or_gray(image: Image.Image) -> Image.Image:
+    """Mode "RGB", or "L" where that says the same."""
+    if image.mode in ("RGB", "L") and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode == "I":  # 16 bits of gray in 32
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        return Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resize(image: Image.Image, spec: ImageInput) -> Image.Image:
+    size = _target_size(image.width, image.height, spec)
+    box = _source_box(image.width, image.height, spec)
+    if size != image.size or box != (0, 0, *image.size):
+        image = image.resize(size, _FILTERS[spec.filter], box=box)
+    if spec.resize == "pad" and size != (spec.width, spec.height):
+        canvas = Image.new(image.mode, (spec.width, spec.height))
+        canvas.paste(image, ((spec.width - size[0]) // 2, (spec.height - size[1]) // 2))
+        return canvas
+    return image
+
+
+def _target_size(width: int, height: int, spec: ImageInput) -> tuple[int, int]:
+    """The size after resizing and before padding."""
+    if spec.resize != "pad":
+        return spec.width, spec.height
+    scale = min(spec.width / width, spec.height / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _source_box(width: int, height: int, spec: ImageInput) -> tuple[float, float, float, float]:
+    """The part of the source that is resized: all of it, or for `crop` the centre.
+
+    Cropping first and resizing after costs the same for a very wide image as for a square one.
+    """
+    if spec.shorter_side is None:
+        return 0, 0, width, height
+    scale = min(width, height) / spec.shorter_side
+    box_width, box_height = spec.width * scale, spec.height * scale
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return left, top, left + box_width, top + box_height

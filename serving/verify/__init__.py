@@ -1,0 +1,1 @@
+"""Proof that the servers agree: ``checks`` (`trident verify`) and ``drill`` (`trident drill`)."""

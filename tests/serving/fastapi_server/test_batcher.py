@@ -1,0 +1,360 @@
+"""Batching, with a model whose pace the test sets."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bundle.errors import DeadlineExceededError, OverloadedError, RequestError, UnavailableError, UndecodableImageError
+from bundle.postprocess import Probabilities
+from bundle.preprocess import Pixels
+from serving.fastapi_server.models.batcher import Batcher, Job
+
+
+class Model:
+    """Gives each image its own first byte back. Notes its batches; can be held."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.entered = threading.Event()
+        self.fails_on: int | None = None
+
+    def decode(self, data: bytes) -> Pixels:
+        if data == b"bad":
+            raise UndecodableImageError("bad")
+        return np.full((3, 2, 2), data[0], np.uint8)
+
+    def infer(self, pixels: Pixels) -> Probabilities:
+        values = [int(image[0, 0, 0]) for image in pixels]
+        self.batches.append(values)
+        self.entered.set()
+        assert self.go.wait(10)
+        if self.fails_on in values:
+            raise RuntimeError("the model failed")
+        return np.array([[value] for value in values], np.float32)
+
+    def hold(self) -> None:
+        self.go.clear()
+        self.entered.clear()
+
+
+@asynccontextmanager
+async def batcher(model: Model, **options: Any) -> AsyncIterator[Batcher]:
+    made = Batcher(model.decode, model.infer, **{"max_batch_size": 4, **options})
+    try:
+        yield made
+    finally:
+        model.go.set()
+        await asyncio.wait_for(made.close(), 10)
+
+
+def result(job: Job) -> int:
+    assert job.probabilities is not None
+    return int(job.probabilities[0, 0])
+
+
+async def held(model: Model, made: Batcher) -> "asyncio.Future[Job]":
+    """A first job that keeps the model busy."""
+    model.hold()
+    first = made.submit(bytes([100]), 10)
+    await asyncio.to_thread(model.entered.wait, 5)
+    return first
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+DECODERS = pytest.mark.parametrize("decoders", [0, 2])
+
+
+@DECODERS
+def test_a_lone_job_starts_at_once(decoders: int) -> None:
+    async def test() -> None:
+        model = Model()
+        async with batcher(model, decoders=decoders) as made:
+            job = await made.submit(bytes([7]), 1)
+            assert result(job) == 7
+            assert model.batches == [[7]]
+            assert job.queue_s < 0.2
+
+    run(test)
+
+
+@DECODERS
+def test_jobs_that_come_while_the_model_is_busy_form_the_next_batch(decoders: int) -> None:
+    async def test() -> None:
+        model = Model()
+        async with batcher(model, decoders=decoders) as made:
+            first = await held(model, made)
+            others = [made.submit(bytes([i]), 10) for i in range(6)]
+            await asyncio.sleep(0.1)
+            model.go.set()
+            assert [result(job) for job in await asyncio.gather(first, *others)] == [100, *range(6)]
+            sizes = [len(batch) for batch in model.batches]
+            assert sizes[0] == 1
+            assert max(sizes) <= 4
+            assert sizes == [1, 4, 2]
+            assert made.depth == 0
+
+    run(test)
+
+
+@DECODERS
+@pytest.mark.parametrize("position", [0, 2, 4])
+@pytest.mark.parametrize("fault", ["bad image", "cancelled", "expired"])
+def test_one_member_leaves_the_others_alone(decoders: int, position: int, fault: str) -> None:
+    """The first, a middle and the last waiter: unreadable, cancelled, or too late."""
+
+    async def test() -> None:
+        model = Model()
+        async with batcher(model, decoders=decoders, max_batch_size=8) as made:
+            first = await held(model, made)
+            waiting = []
+            for i in range(5):
+                faulty = i == position
+                payload = b"bad" if faulty and fault == "bad image" else bytes([i])
+                waiting.append(made.submit(payload, 0.05 if faulty and fault == "expired" else 10))
+            if fault == "cancelled":
+                waiting[position].cancel()
+            await asyncio.sleep(0.15)
+            model.go.set()
+            done = await asyncio.gather(first, *waiting, return_exceptions=True)
+            outcome = done.pop(position + 1)
+            expected = {
+                "bad image": UndecodableImageError,
+                "cancelled": asyncio.CancelledError,
+                "expired": DeadlineExceededError,
+            }
+            assert isinstance(outcome, expected[fault])
+            assert [result(job) for job in done if isinstance(job, Job)] == [
+                100,
+                *(i for i in range(5) if i != position),
+            ]
+            assert position not in [value for batch in model.batches for value in batch]
+            assert made.depth == 0
+
+    run(test)
+
+
+@DECODERS
+def test_everybody_cancelled_is_no_batch(decoders: int) -> None:
+    async def test() -> None:
+        model = Model()
+        async with batcher(model, decoders=decoders) as made:
+            first = await held(model, made)
+            for future in [made.submit(bytes([i]), 10) for i in range(3)]:
+                future.cancel()
+            model.go.set()
+            await first
+            assert result(await made.submit(bytes([9]), 10)) == 9
+            assert model.batches == [[100], [9]]
+
+    run(test)
+
+
+def test_a_cancelled_job_in_the_model_harms_nobody() -> None:
+    async def test() -> None:
+        model = Model()
+        async with batcher(model) as made:
+            first = await held(model, made)
+            first.cancel()
+            second = made.submit(bytes([1]), 10)
+            model.go.set()
+            assert result(await second) == 1
+            assert made.depth == 0
+
+    run(test)
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    async def test() -> None:
+        model = Model()
+        async with batcher(model, queue_size=3) as made:
+            first = await held(model, made)
+            others = [made.submit(bytes([i]), 10) for i in range(2)]
+            started = time.perf_counter()
+            with pytest.raises(OverloadedError) as caught:
+                made.submit(bytes([9]), 10)
+            assert time.perf_counter() - started < 0.1
+            assert caught.value.retry_after_s is not None
+            assert caught.value.retry_after_s >= 1
+            model.go.set()
+            await asyncio.gather(first, *others)
+            assert result(await made.submit(bytes([9]), 10)) == 9
+
+    run(test)
+
+
+def test_a_failing_batch_is_tried_again_one_by_one() -> None:
+    async def test() -> None:
+        model = Model()
+        model.fails_on = 2
+        async with batcher(model) as made:
+            first = await held(model, made)
+            others = [made.submit(bytes([i]), 10) for i in range(4)]
+            model.go.set()
+            await first
+            done = await asyncio.gather(*others, return_exceptions=True)
+            assert isinstance(done[2], RuntimeError)
+            assert [result(job) for job in done if isinstance(job, Job)] == [0, 1, 3]
+
+    run(test)
+
+
+@DECODERS
+def test_a_queue_delay_waits_for_company_but_not_for_a_full_batch(decoders: int) -> None:
+    async def test() -> None:
+        model = Model()
+        async with batcher(model, decoders=decoders, queue_delay_s=1) as made:
+            started = time.perf_counter()
+            jobs = []
+            for i in range(3):
+                jobs.append(made.submit(bytes([i]), 10))
+                await asyncio.sleep(0.03)
+            await asyncio.gather(*jobs)
+            assert model.batches == [[0, 1, 2]]
+            assert 0.9 < time.perf_counter() - started < 5
+            started = time.perf_counter()
+            await asyncio.gather(*(made.submit(bytes([i]), 10) for i in range(4)))
+            assert time.perf_counter() - started < 0.9  # full: no wait
+            assert sorted(model.batches[1]) == [0, 1, 2, 3]
+
+    run(test)
+
+
+def test_tensors_share_batches_with_images() -> None:
+    async def test() -> None:
+        model = Model()
+        async with batcher(model) as made:
+            first = await held(model, made)
+            tensor = np.stack([np.full((3, 2, 2), i, np.uint8) for i in (11, 12)])
+            jobs = [made.submit(tensor, 10), made.submit(bytes([1]), 10)]
+            await asyncio.sleep(0.05)
+            model.go.set()
+            await first
+            two, one = await asyncio.gather(*jobs)
+            assert two.probabilities is not None
+            assert two.probabilities.ravel().tolist() == [11, 12]
+            assert result(one) == 1
+            with pytest.raises(RequestError, match="at most 4"):
+                made.submit(np.zeros((5, 3, 2, 2), np.uint8), 10)
+
+    run(test)
+
+
+@DECODERS
+def test_closing_finishes_what_was_taken_and_takes_nothing_new(decoders: int) -> None:
+    async def test() -> None:
+        model = Model()
+        made = Batcher(model.decode, model.infer, max_batch_size=4, decoders=decoders)
+        first = await held(model, made)
+        others = [made.submit(bytes([i]), 10) for i in range(3)]
+        closing = asyncio.create_task(made.close())
+        await asyncio.sleep(0.05)
+        with pytest.raises(UnavailableError):
+            made.submit(bytes([9]), 10)
+        assert not closing.done()
+        model.go.set()
+        await closing
+        assert [result(job) for job in await asyncio.gather(first, *others)] == [100, 0, 1, 2]
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("model-")]
+
+    run(test)
+
+
+def test_every_batch_is_reported_once() -> None:
+    async def test() -> None:
+        model = Model()
+        seen: list[Job] = []
+
+        def on_batch(jobs: Sequence[Job]) -> None:
+            seen.extend(jobs)
+
+        async with batcher(model, on_batch=on_batch) as made:
+            await asyncio.gather(*(made.submit(bytes([i]), 10) for i in range(20)), return_exceptions=True)
+            await asyncio.gather(made.submit(b"bad", 10), return_exceptions=True)
+        assert len(seen) == len(set(seen)) == 21
+
+    run(test)
+
+
+@DECODERS
+def test_a_thousand_jobs_under_random_cancellation(decoders: int) -> None:
+    async def test() -> None:
+        model = Model()
+        random = np.random.default_rng(decoders)
+        async with batcher(model, decoders=decoders, max_batch_size=8, queue_size=2000) as made:
+            futures = []
+            for i in range(1000):
+                futures.append(made.submit(b"bad" if i % 10 == 3 else bytes([i % 100]), 20))
+                if random.random() < 0.3:
+                    futures[int(random.integers(len(futures)))].cancel()
+                if i % 50 == 0:
+                    await asyncio.sleep(0)
+            done = await asyncio.gather(*futures, return_exceptions=True)
+            for i, outcome in enumerate(done):
+                if isinstance(outcome, Job):
+                    assert result(outcome) == i % 100
+                elif isinstance(outcome, UndecodableImageError):
+                    assert i % 10 == 3
+                else:
+                    assert isinstance(outcome, asyncio.CancelledError)
+            assert made.depth == 0
+
+    run(test)
+
+
+def test_who_gives_up_leaves_the_queue_at_once() -> None:
+    async def test() -> None:
+        model = Model()
+        async with batcher(model, queue_size=3) as made:
+            first = await held(model, made)
+            leaving = [made.submit(bytes([i]), 10) for i in range(2)]
+            for future in leaving:
+                future.cancel()
+            await asyncio.sleep(0)
+            assert made.depth == 1
+            staying = made.submit_all([bytes([7]), bytes([8])], 10)
+            with pytest.raises(OverloadedError):
+                made.submit_all([bytes([9])], 10)
+            with pytest.raises(RequestError, match="at most 3"):
+                made.submit_all([b"x"] * 4, 10)
+            model.go.set()
+            assert [result(job) for job in await asyncio.gather(first, *staying)] == [100, 7, 8]
+            assert [7, 8] in model.batches
+
+    run(test)
+
+
+def test_a_large_image_is_left_to_the_decoders() -> None:
+    """While it is decoded, others are answered."""
+    large = bytes(100_000)
+
+    async def test() -> None:
+        model = Model()
+        slow, started = threading.Event(), threading.Event()
+
+        def decode(data: bytes) -> Pixels:
+            if data == large:
+                started.set()
+                slow.wait(10)
+            return model.decode(data[:1])
+
+        model.go.set()
+        made = Batcher(decode, model.infer, max_batch_size=4, decoders=2)
+        waiting = made.submit(large, 10)
+        await asyncio.to_thread(started.wait, 10)
+        assert result(await made.submit(bytes([3]), 5)) == 3
+        slow.set()
+        assert result(await waiting) == 0
+        await made.close()
+
+    run(test)

@@ -1,0 +1,316 @@
+"""The service against clients that are slow, go away, or stay when it stops. Real sockets."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from bundle.store import Bundle
+from serving.fastapi_server.metrics import STAGES
+from serving.fastapi_server.predict.endpoint import PredictEndpoint
+from serving.fastapi_server.protocol import ServiceProtocol
+from serving.settings import ServingSettings
+from tests.serving.fastapi_server.live_service import Live, live_service
+
+
+@pytest.fixture
+def live(settings: ServingSettings) -> Iterator[Live]:
+    with live_service(settings.model_copy(update={"read_timeout_s": 0.5, "max_body_bytes": 100_000})) as live:
+        yield live
+
+
+@pytest.fixture
+def image(digits: Bundle) -> bytes:
+    return digits.golden_inputs()[0][1]
+
+
+def request(body: bytes, length: int | None = None) -> bytes:
+    head = (
+        f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length or len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def response(sock: socket.socket) -> tuple[int, bytes]:
+    """Status and body of one response; (0, b"") if the connection was closed instead."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = sock.recv(1)  # not a byte of the next response
+        if not more:
+            return 0, b""
+        data += more
+    head = data.removesuffix(b"\r\n\r\n")
+    length = next(int(line.split(b":")[1]) for line in head.lower().splitlines() if line.startswith(b"content-length"))
+    body = sock.recv(length, socket.MSG_WAITALL)
+    return int(head.split()[1]), body
+
+
+def is_closed(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_the_short_way_takes_model_and_version_too(live: Live, image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordinary: list[str] = []
+    endpoint = PredictEndpoint.__call__
+
+    async def noted(self: PredictEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        ordinary.append(scope["query_string"].decode())
+        await endpoint(self, scope, receive, send)
+
+    monkeypatch.setattr(PredictEndpoint, "__call__", noted)
+    ask = partial(httpx.post, f"{live.url}/predict", content=image, headers={"Content-Type": "image/png"})
+    answer = ask(params={"model": "digits", "version": 1, "top_k": 2})
+    assert answer.status_code == 200
+    assert len(answer.json()["predictions"]) == 2
+    assert ordinary == []
+    for wrong, status in ({"version": 9}, 404), ({"version": "x"}, 400), ({"top_k": 0}, 400):
+        assert ask(params=wrong).status_code == status
+    assert ordinary == ["version=9", "version=x", "top_k=0"]  # which says what is wrong
+    assert live.application.service.access.in_flight == 0
+
+
+def test_slow_headers_are_cut_off(live: Live) -> None:
+    with live.connect() as sock:
+        started = time.monotonic()
+        sock.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n")
+        for _ in range(3):  # a drip does not extend the time
+            time.sleep(0.12)
+            sock.sendall(b"X-Drip: 1\r\n")
+        status, body = response(sock)
+        assert status == 408
+        assert b"request-timeout" in body
+        assert is_closed(sock)
+        assert 0.4 < time.monotonic() - started < 3
+
+
+def test_a_slow_body_is_cut_off(live: Live, image: bytes) -> None:
+    with live.connect() as sock:
+        sock.sendall(request(image[:50], len(image)))
+        status, body = response(sock)
+        assert status == 408
+        assert is_closed(sock)
+    assert b"request-timeout" in body
+
+
+def test_a_silent_connection_is_closed(live: Live) -> None:
+    with live.connect() as sock:
+        assert is_closed(sock)
+
+
+def test_a_kept_connection_may_pause_between_requests(live: Live, image: bytes) -> None:
+    with live.connect() as sock:
+        for _ in range(2):
+            sock.sendall(request(image))
+            assert response(sock)[0] == 200
+            time.sleep(0.8)  # longer than the time for reading a request
+
+
+def test_the_time_is_the_requests_not_the_answers(live: Live, image: bytes) -> None:
+    blocked = block(live)
+    with live.connect() as sock:
+        sock.sendall(request(image))
+        time.sleep(0.8)
+        blocked.set()
+        assert response(sock)[0] == 200
+
+
+def test_a_body_too_large_is_refused_without_reading_it(live: Live, image: bytes) -> None:
+    with live.connect() as sock:
+        sock.sendall(request(b"", 50_000_000))
+        assert response(sock)[0] == 413
+        sent = 0
+        try:  # whoever sends it all the same is cut off soon
+            while sent < 50_000_000:
+                sent += sock.send(b"\0" * 65536)
+                time.sleep(0.01)
+        except OSError:
+            pass
+        assert sent < 50_000_000
+
+
+def test_a_client_that_asks_first_sends_nothing(live: Live) -> None:
+    with live.connect() as sock:
+        head = request(b"", 50_000_000).replace(b"Host: x", b"Host: x\r\nExpect: 100-continue")
+        sock.sendall(head)
+        assert response(sock)[0] == 413
+
+
+def test_after_a_refusal_the_connection_goes_on(live: Live, image: bytes) -> None:
+    with live.connect() as sock:
+        body = b"\0" * 150_000
+        sock.sendall(request(body))
+        assert response(sock)[0] == 413
+        sock.sendall(request(image))
+        assert response(sock)[0] == 200
+
+
+def test_garbage_is_400(live: Live) -> None:
+    for garbage in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"POST /predict HTTP/9.9\r\n\r\n"):
+        with live.connect() as sock:
+            sock.sendall(garbage)
+            assert sock.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_pipelined_requests_are_answered_in_order(live: Live, digits: Bundle) -> None:
+    with live.connect() as sock:
+        images = [data for _, data in digits.golden_inputs()[:4]]
+        sock.sendall(b"".join(request(data) for data in images))
+        data = b""
+        while data.count(b'"predictions"') < 4:
+            data += sock.recv(65536)
+        best = [int(part.split(b'"class_id":')[1].split(b",")[0]) for part in data.split(b"HTTP/1.1 200")[1:]]
+        assert best == digits.golden_probabilities().argmax(1)[:4].tolist()
+
+
+def test_a_client_that_goes_away_takes_its_work_along(live: Live, image: bytes) -> None:
+    blocked = block(live)
+    (hosted,) = live.application.service.hosting.all()
+    with live.connect() as busy, live.connect() as leaving, live.connect() as staying:
+        busy.sendall(request(image))
+        wait_for(lambda: hosted.batcher.depth == 1)
+        leaving.sendall(request(image))
+        staying.sendall(request(image))
+        wait_for(lambda: hosted.batcher.depth == 3)
+        leaving.close()
+        wait_for(lambda: live.application.service.access.in_flight == 2)
+        blocked.set()
+        assert response(busy)[0] == 200
+        assert response(staying)[0] == 200
+    text = httpx.get(f"{live.url}/metrics").text
+    assert 'trident_requests_total{code="499",model="digits"} 1.0' in text
+    assert 'trident_requests_total{code="200",model="digits"} 2.0' in text
+    assert 'trident_stage_duration_seconds_count{model="digits",stage="inference"} 2.0' in text
+
+
+def test_stopping_answers_what_was_accepted(settings: ServingSettings, image: bytes) -> None:
+    answers: list[int] = []
+    with live_service(settings) as live:
+        blocked = block(live)
+        kept = live.connect()
+        kept.sendall(request(image))
+
+        def read() -> None:
+            answers.append(response(kept)[0])
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_for(lambda: live.application.service.access.in_flight == 1)
+        idle = live.connect()
+        live.server.should_exit = True
+        time.sleep(0.3)
+        idle.sendall(request(image))  # a request that was on its way when the server began to stop
+        blocked.set()
+        assert response(idle)[0] == 200
+        assert is_closed(idle)
+        reader.join()
+        assert answers == [200]
+        assert is_closed(kept)
+        idle.close()
+        kept.close()
+
+
+def block(live: Live) -> threading.Event:
+    """Hold the model until the event is set."""
+    go = threading.Event()
+    (hosted,) = live.application.service.hosting.all()
+    infer = hosted.batcher._infer
+
+    def held(pixels: Any) -> Any:
+        assert go.wait(10)
+        return infer(np.ascontiguousarray(pixels))
+
+    hosted.batcher._infer = held
+    return go
+
+
+def connections(live: Live) -> list[ServiceProtocol]:
+    return [one for one in live.server.server_state.connections if isinstance(one, ServiceProtocol)]
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_metrics_add_up(live: Live, image: bytes) -> None:
+    """What was added up in plain numbers arrives in the histograms, once."""
+    with live.connect() as sock:
+        for _ in range(3):
+            sock.sendall(request(image))
+            assert response(sock)[0] == 200
+        sock.sendall(request(b"nonsense"))
+        assert response(sock)[0] == 415
+    for _ in range(2):  # a second scrape adds nothing
+        lines = httpx.get(f"{live.url}/metrics").text.splitlines()
+    value = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
+    assert value['trident_requests_total{code="200",model="digits"}'] == 3
+    assert value['trident_requests_total{code="415",model="digits"}'] == 1
+    assert value['trident_rejected_total{reason="not-an-image"}'] == 1
+    assert value['trident_request_duration_seconds_bucket{le="+Inf",model="digits"}'] == 3
+    assert value['trident_batch_size_bucket{le="1.0",model="digits"}'] == 3
+    stages = [value[f'trident_stage_duration_seconds_sum{{model="digits",stage="{stage}"}}'] for stage in STAGES]
+    total = value['trident_request_duration_seconds_sum{model="digits"}']
+    assert 0 < sum(stages) < total
+    assert value["trident_requests_in_flight"] == 0
+
+
+def test_a_plain_request_and_an_odd_one_take_turns_on_a_connection(live: Live, image: bytes) -> None:
+    """The short way and the ordinary one answer the same."""
+    odd = request(image).replace(b"/predict", b"/predict?top_k=5", 1)
+    with live.connect() as sock:
+        bodies = set()
+        for message in (request(image), odd, request(image), odd + request(image)):
+            sock.sendall(message)
+            status, body = response(sock)
+            assert status == 200
+            bodies.add(body)
+        assert response(sock) == (200, bodies.pop())
+        assert not bodies
+
+
+def test_endless_headers_are_refused(live: Live) -> None:
+    with live.connect() as sock:
+        sock.sendall(b"POST /predict HTTP/1.1\r\n")
+        with contextlib.suppress(OSError):  # it hangs up while we send
+            for number in range(2000):
+                sock.sendall(b"X-%d: " % number + b"x" * 100 + b"\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(12) == b"HTTP/1.1 431"
+    with live.connect() as sock:
+        sock.sendall(request(b""))
+        assert response(sock)[0] == 400
+
+
+def test_who_does_not_read_is_hung_up_on(live: Live) -> None:
+    """Answers that nobody takes hold memory; and do not keep others out."""
+    ask = b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    with live.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(ask * 8)
+        wait_for(lambda: any(one.flow.write_paused for one in connections(live)))
+        assert live.application.service.access.in_flight == 0
+        wait_for(lambda: not connections(live))
+
+
+def test_a_half_sent_request_is_finished_when_the_server_stops(settings: ServingSettings, image: bytes) -> None:
+    message = request(image)
+    with live_service(settings) as live, live.connect() as sock:
+        sock.sendall(message[:30])
+        wait_for(lambda: any(one._stage == "headers" for one in connections(live)))
+        live.server.should_exit = True
+        wait_for(lambda: live.application.service.hosting.ready is False)
+        sock.sendall(message[30:])
+        assert response(sock)[0] == 200

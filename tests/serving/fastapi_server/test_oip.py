@@ -1,0 +1,323 @@
+"""The Open Inference Protocol, asked by an unmodified tritonclient."""
+
+import asyncio
+import base64
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http
+import tritonclient.http.aio
+from tritonclient.utils import InferenceServerException
+
+from bundle.preprocess import Pixels, preprocess
+from bundle.store import Bundle, read_bundle
+from serving.clients.endpoint import Endpoint
+from serving.clients.golden import check_golden
+from serving.clients.http_client import HttpClient
+from serving.settings import ServingSettings
+from tests.serving.fastapi_server.live_service import Live, live_service
+
+Client = tritonclient.http.InferenceServerClient
+
+
+@pytest.fixture(scope="module")
+def live(digits: Bundle, bundles: Path) -> Iterator[Live]:
+    with live_service(ServingSettings(bundles=bundles, models=("digits:1",), threads=1)) as live:
+        yield live
+
+
+@pytest.fixture
+def client(live: Live) -> Iterator[Any]:
+    client = Client(live.url.removeprefix("http://"))
+    yield client
+    client.close()
+
+
+def images_input(images: list[bytes], *, binary: bool = True) -> Any:
+    tensor = tritonclient.http.InferInput("image", [len(images), 1], "BYTES")
+    values = images if binary else [base64.b64encode(data) for data in images]
+    tensor.set_data_from_numpy(np.array(values, dtype=np.object_).reshape(-1, 1), binary_data=binary)
+    return tensor
+
+
+def image_input(pixels: Pixels, *, binary: bool = True) -> Any:
+    tensor = tritonclient.http.InferInput("image", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels, binary_data=binary)
+    return tensor
+
+
+def pixels_of(digits: Bundle, count: int) -> Pixels:
+    return np.stack([preprocess(data, digits.manifest.input) for _, data in digits.golden_inputs()[:count]])
+
+
+def test_health_and_metadata(client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("digits")
+    assert client.is_model_ready("digits_classifier", "1")
+    assert not client.is_model_ready("cats")
+    assert not client.is_model_ready("digits", "9")
+    assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    metadata = client.get_model_metadata("digits_classifier")
+    assert metadata["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 3, 32, 32]}]
+    assert metadata["outputs"] == [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}]
+    assert metadata["platform"] == "onnxruntime_onnx"
+    assert client.get_model_metadata("digits")["versions"] == ["1"]
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_tensors_in_json_and_binary(client: Any, digits: Bundle, binary_in: bool, binary_out: bool) -> None:
+    wanted = [tritonclient.http.InferRequestedOutput("probabilities", binary_data=binary_out)]
+    tensor = image_input(pixels_of(digits, 5), binary=binary_in)
+    result = client.infer("digits_classifier", [tensor], outputs=wanted, request_id="x-7")
+    assert np.abs(result.as_numpy("probabilities") - digits.golden_probabilities()[:5]).max() < 1e-5
+    assert result.get_response()["id"] == "x-7"
+    assert result.get_response()["model_version"] == "1"
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_images(client: Any, digits: Bundle, binary: bool) -> None:
+    images = [data for _, data in digits.golden_inputs()[:3]]
+    result = client.infer("digits", [images_input(images, binary=binary)], parameters={"top_k": 10})
+    for row, golden in zip(result.as_numpy("answer"), digits.golden_probabilities(), strict=False):
+        entries = json.loads(row[0])["predictions"]
+        assert entries[0]["class_id"] == int(golden.argmax())
+        assert len(entries) == 10
+
+
+def test_raw_images_as_triton_takes_them(live: Live, digits: Bundle) -> None:
+    """Triton's own wire, spoken to FastAPI."""
+    endpoint = Endpoint(server="triton", url=live.url, metrics_url="")
+    with HttpClient(endpoint, "digits", None) as client:
+        assert check_golden(client, digits).agrees
+
+
+def test_asyncio_client(live: Live, digits: Bundle) -> None:
+    async def ask() -> Any:
+        async with tritonclient.http.aio.InferenceServerClient(live.url.removeprefix("http://")) as client:
+            assert await client.is_server_ready()
+            asked = [client.infer("digits_classifier", [image_input(pixels_of(digits, 1))]) for _ in range(20)]
+            results = await asyncio.gather(*asked)
+            return [result.as_numpy("probabilities") for result in results]
+
+    for probabilities in asyncio.run(ask()):
+        assert np.abs(probabilities - digits.golden_probabilities()[:1]).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model", "make", "status", "said"),
+    [
+        ("cats", lambda d: images_input([b"x"]), 404, "no cats"),
+        ("digits", lambda d: images_input([b"nonsense"]), 415, "none of JPEG"),
+        ("digits", lambda d: image_input(pixels_of(d, 1)), 400, "input 'image' must be BYTES"),
+        ("digits_classifier", lambda d: images_input([b"x"]), 400, "input 'image' must be BYTES"),
+        (
+            "digits_classifier",
+            lambda d: image_input(pixels_of(d, 1)[:, :, :8]),
+            400,
+            r"must be UINT8 \[-1, 3, 32, 32\]",
+        ),
+        ("digits_classifier", lambda d: image_input(pixels_of(d, 9)), 400, "at most 8"),
+        ("digits_classifier", lambda d: image_input(pixels_of(d, 1)[:0]), 400, "must be UINT8"),
+    ],
+)
+def test_errors_reach_the_client_with_their_reason(
+    client: Any, digits: Bundle, model: str, make: Any, status: int, said: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=said) as caught:
+        client.infer(model, [make(digits)])
+    assert caught.value.status() == str(status)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "said"),
+    [
+        (b"{", {}, "malformed"),
+        (b"{}", {}, "inputs"),
+        (b'{"inputs":[]}', {}, "inputs"),
+        (b'{"inputs":[{"name":"image","shape":[1],"datatype":"UINT8"}]}', {}, "neither data nor"),
+        (b'{"inputs":[{"name":"image","shape":[1,3],"datatype":"UINT8","data":[1,2,300]}]}', {}, "0 to 255"),
+        (b'{"inputs":[{"name":"image","shape":[1,3],"datatype":"UINT8","data":[1,2,0.5]}]}', {}, "0 to 255"),
+        (b'{"inputs":[{"name":"image","shape":[1,3],"datatype":"UINT8","data":[[1,2],[3]]}]}', {}, "image"),
+        (b'{"inputs":[{"name":"image","shape":[1,4],"datatype":"UINT8","data":[1,2,3]}]}', {}, "do not fill"),
+        (b'{"inputs":[{"name":"image","shape":[-1,3],"datatype":"UINT8","data":[1,2,3]}]}', {}, "must be UINT8"),
+        (b'{"inputs":[{"name":"image","shape":[1,3],"datatype":"FP64","data":[1,2,3]}]}', {}, "FP64"),
+        (
+            b'{"inputs":[{"name":"a","shape":[9],"datatype":"UINT8","parameters":{"binary_data_size":9}}]}',
+            {},
+            "does not fit",
+        ),
+        (b"{}", {"Inference-Header-Content-Length": "77"}, "does not fit"),
+        (b"{}", {"Inference-Header-Content-Length": "x"}, "does not fit"),
+        (b"123", {"Inference-Header-Content-Length": "0"}, "needs 3072 bytes"),
+        (b"{}", {"Content-Encoding": "gzip"}, "compressed"),
+    ],
+)
+def test_malformed_requests_are_4xx(live: Live, body: bytes, headers: dict[str, str], said: str) -> None:
+    response = httpx.post(f"{live.url}/v2/models/digits_classifier/infer", content=body, headers=headers)
+    assert 400 <= response.status_code < 500
+    assert response.headers["content-type"] == "application/problem+json"
+    assert said in response.json()["error"]
+
+
+def test_a_timeout_in_microseconds(live: Live, client: Any, digits: Bundle) -> None:
+    (hosted,) = live.application.service.hosting.all()
+    infer, go = hosted.batcher._infer, threading.Event()
+
+    def held(pixels: Pixels) -> Any:
+        assert go.wait(10)
+        return infer(pixels)
+
+    hosted.batcher._infer = held
+    try:
+        with pytest.raises(InferenceServerException, match="no answer within") as caught:
+            client.infer("digits_classifier", [image_input(pixels_of(digits, 1))], timeout=50_000)
+        assert caught.value.status() == "504"
+    finally:
+        go.set()
+        hosted.batcher._infer = infer
+
+
+# --- models come and go
+
+
+@pytest.fixture
+def versions(digits: Bundle, other_weights: Bundle, tmp_path: Path) -> Path:
+    """digits:1, and other weights as digits:2."""
+    for version, bundle in ((1, digits), (2, other_weights)):
+        place = Path(shutil.copytree(bundle.path, tmp_path / "digits" / str(version)))
+        manifest = place / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": version}))
+    return tmp_path
+
+
+def test_versions_side_by_side(versions: Path) -> None:
+    one, two = (read_bundle(versions / "digits" / number) for number in ("1", "2"))
+    with live_service(ServingSettings(bundles=versions, models=("digits:1", "digits:2"), threads=1)) as live:
+        endpoint = Endpoint(server="fastapi", url=live.url, metrics_url="")
+        for bundle in (one, two):
+            with HttpClient(endpoint, "digits", bundle.manifest.version) as client:
+                assert check_golden(client, bundle).agrees
+        with HttpClient(endpoint, "digits") as client:
+            assert client.predict(one.golden_inputs()[0][1]).version == 2
+
+
+def test_load_and_unload(versions: Path) -> None:
+    with live_service(ServingSettings(bundles=versions, models=("digits:1",), threads=1)) as live:
+        client = Client(live.url.removeprefix("http://"))
+        image = read_bundle(versions / "digits" / "1").golden_inputs()[0][1]
+
+        def states() -> dict[str, str]:
+            return {entry["version"]: entry["state"] for entry in client.get_model_repository_index()}
+
+        def answering() -> int:
+            return int(httpx.post(f"{live.url}/predict", content=image).json()["version"])
+
+        assert states() == {"1": "READY", "2": "UNAVAILABLE"}
+        client.load_model("digits")  # the highest
+        assert states() == {"1": "READY", "2": "READY"}
+        assert answering() == 2
+        body = {"parameters": {"version": 1}}
+        assert httpx.post(f"{live.url}/v2/repository/models/digits/load", json=body).status_code == 200
+        assert answering() == 1
+        assert httpx.post(f"{live.url}/v2/repository/models/digits/unload", json=body).status_code == 200
+        assert states() == {"1": "UNAVAILABLE", "2": "READY"}
+        assert answering() == 2
+        client.unload_model("digits")
+        assert states() == {"1": "UNAVAILABLE", "2": "UNAVAILABLE"}
+        assert httpx.post(f"{live.url}/predict", content=image).status_code == 404
+        with pytest.raises(InferenceServerException, match="no bundle cats"):
+            client.load_model("cats")
+        client.load_model("digits")
+        assert answering() == 2
+        client.close()
+
+
+def test_a_bundle_that_is_not_right_changes_nothing(versions: Path) -> None:
+    (versions / "digits" / "2" / "model.onnx").write_bytes(b"broken")
+    with live_service(ServingSettings(bundles=versions, models=("digits:1",), threads=1)) as live:
+        response = httpx.post(f"{live.url}/v2/repository/models/digits/load")
+        assert response.status_code == 400
+        assert "sha256 differs" in response.json()["error"]
+        image = read_bundle(versions / "digits" / "1").golden_inputs()[0][1]
+        assert httpx.post(f"{live.url}/predict", content=image).json()["version"] == 1
+
+
+def test_reloading_under_load_fails_nobody(versions: Path) -> None:
+    """Two versions to and fro, while eight clients ask: every answer is right for the version that it names."""
+    golden = {number: read_bundle(versions / "digits" / str(number)) for number in (1, 2)}
+    faults: list[str] = []
+    seen: set[int] = set()
+    stop = threading.Event()
+    with live_service(ServingSettings(bundles=versions, models=("digits:1",), threads=1)) as live:
+
+        def ask() -> None:
+            endpoint = Endpoint(server="fastapi", url=live.url, metrics_url="")
+            with HttpClient(endpoint, "digits") as client:
+                while not stop.is_set():
+                    for i, (_, image) in enumerate(golden[1].golden_inputs()):
+                        try:
+                            answer = client.predict(image)
+                        except Exception as error:
+                            faults.append(repr(error))
+                            continue
+                        seen.add(answer.version)
+                        expected = golden[answer.version].golden_probabilities()[i] if answer.version == 1 else None
+                        if expected is not None and abs(answer.top.probability - expected.max()) > 1e-4:
+                            faults.append(f"{answer}")
+
+        askers = [threading.Thread(target=ask) for _ in range(8)]
+        for asker in askers:
+            asker.start()
+        for round_ in range(6):
+            body = {"parameters": {"version": 2 - round_ % 2}}
+            assert httpx.post(f"{live.url}/v2/repository/models/digits/load", json=body, timeout=30).status_code == 200
+            other = {"parameters": {"version": 1 + round_ % 2}}
+            assert (
+                httpx.post(f"{live.url}/v2/repository/models/digits/unload", json=other, timeout=30).status_code == 200
+            )
+        stop.set()
+        for asker in askers:
+            asker.join()
+    assert faults == []
+    assert seen == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (["x" * 1000, *[0] * 100], 400),  # numpy would make it 100 strings of 1000 characters
+        ([0.5] * 3072, 400),
+        ([256] * 3072, 400),
+        ([[]] * 600_000, 413),
+    ],
+)
+def test_json_that_would_cost_much(live: Live, data: Any, status: int) -> None:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": data}
+    answer = httpx.post(f"{live.url}/v2/models/digits_classifier/infer", json={"inputs": [tensor]}, timeout=30)
+    assert answer.status_code == status
+
+
+def test_numbers_that_are_too_long(live: Live) -> None:
+    """Python refuses to convert them; that is the client's fault."""
+    long = "9" * 5000
+    assert httpx.get(f"{live.url}/v2/models/digits/versions/{long}").status_code == 404
+    assert httpx.get(f"{live.url}/v2/models/digits/versions/0").status_code == 404
+    assert httpx.post(f"{live.url}/predict?version={long}").status_code == 400
+    assert httpx.post(f"{live.url}/predict", headers={"X-Request-Timeout-Ms": long}).status_code == 400
+    infer = f"{live.url}/v2/models/digits/infer"
+    assert httpx.post(infer, headers={"Inference-Header-Content-Length": long}).status_code == 400
+    assert httpx.post(infer, json={"inputs": [], "parameters": {"timeout": int("9" * 400)}}).status_code == 400
+
+
+def test_an_infer_request_has_a_deadline_too(live: Live, digits: Bundle) -> None:
+    headers = {"X-Request-Timeout-Ms": "0"}
+    assert httpx.post(f"{live.url}/v2/models/digits/infer", headers=headers, json={}).status_code == 400

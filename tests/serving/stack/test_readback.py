@@ -1,0 +1,55 @@
+"""Settings as the servers say them, in our units."""
+
+from pathlib import Path
+
+import pytest
+
+from bundle.store import Bundle
+from serving.clients.endpoint import Endpoint
+from serving.settings import ServingSettings
+from serving.stack.readback import from_torchserve, from_triton, wanted_settings
+from serving.torchserve_server.configuration import model_config
+from serving.triton_server.repository import build_repository
+
+
+def test_tritons_microseconds_are_our_milliseconds(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
+    build_repository(digits, settings.model_copy(update={"queue_delay_ms": 2.5}).of("triton"), tmp_path)
+    text = (tmp_path / "digits_v1_classifier/config.pbtxt").read_text()
+    assert "max_queue_delay_microseconds: 2500 " in text
+    config = {
+        "platform": "onnxruntime_onnx",
+        "max_batch_size": 8,
+        "dynamic_batching": {"max_queue_delay_microseconds": 2500},
+        "instance_group": [{"count": 1}],
+        "parameters": {"intra_op_thread_count": {"string_value": "1"}},
+    }
+    preprocess = {"max_body_bytes": {"string_value": "1024"}, "max_image_pixels": {"string_value": "9"}}
+    admission = {"queue_size": {"string_value": "7"}, "request_timeout_s": {"string_value": "10.0"}}
+    said = from_triton(config, {"parameters": preprocess}, {"parameters": admission})
+    assert said["queue_delay_ms"] == 2.5
+    assert said["queue_size"] == 7
+
+
+def test_torchserves_milliseconds_are_whole_and_seconds_are_seconds(settings: ServingSettings) -> None:
+    asked = settings.model_copy(update={"queue_delay_ms": 2.5, "request_timeout_s": 7.5})
+    config = model_config(asked.of("torchserve"))
+    said = from_torchserve(
+        {
+            "minWorkers": config["minWorkers"],
+            "batchSize": config["batchSize"],
+            "maxBatchDelay": config["maxBatchDelay"],
+            "responseTimeout": config["responseTimeout"],
+            "jobQueueStatus": {"remainingCapacity": 200, "pendingRequests": 56},
+            "customizedMetadata": '{"runtime": "onnxruntime", "threads": 1}',
+        }
+    )
+    assert (said["queue_delay_ms"], said["request_timeout_s"], said["queue_size"]) == (3, 8, 256)
+    endpoint = Endpoint(server="torchserve", url="", metrics_url="")
+    assert said.items() <= wanted_settings(endpoint, asked).items()
+
+
+@pytest.mark.parametrize("server", ["fastapi", "triton"])
+def test_the_others_take_the_settings_as_they_are(server: str, settings: ServingSettings) -> None:
+    endpoint = Endpoint.model_validate({"server": server, "url": "", "metrics_url": ""})
+    wanted = wanted_settings(endpoint, settings.model_copy(update={"max_batch_size": 5}))
+    assert (wanted["max_batch_size"], wanted["threads"]) == (5, 1)

@@ -1,0 +1,404 @@
+"""What the supervisor does about servers that are broken without having ended: with a fake server, and fake control."""
+
+import asyncio
+import errno
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.errors import DeadlineExceededError, OverloadedError, TridentError, UnavailableError
+from bundle.schemas import problem
+from bundle.store import Bundle
+from serving.clients.endpoint import Endpoint
+from serving.servers.server import NoCare, ServerPlan
+from serving.settings import ServingSettings
+from serving.stack import supervisor as module
+from serving.stack.ports import free_ports
+from serving.stack.state import ServerState, read_state
+from serving.stack.supervisor import Supervisor
+from serving.torchserve_server import care as torchserve_care
+from serving.torchserve_server.care import TorchserveCare
+from serving.triton_server.care import stubs_of
+from serving.triton_server.repository import build_repository
+
+# Speaks FastAPI's protocol and gives the golden answer of the first image, until a file `hang` or `wrong` appears, or
+# `refuse` with a status and a body; its refusals are counted in `refused`.
+FAKE = """
+import json, pathlib, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+folder, port, answer = pathlib.Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        if (folder / "hang").exists():
+            (folder / "hang").unlink()
+            time.sleep(600)
+        if (folder / "wrong").exists():
+            answer["predictions"][0]["probability"] = 0.0
+        body = json.dumps(answer).encode()
+        status = 200
+        if (folder / "refuse").exists():
+            status, body = (folder / "refuse").read_bytes().split(b" ", 1)
+            with (folder / "refused").open("a") as file:
+                file.write(".")
+        self.send_response(int(status))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+time.sleep(600 if (folder / "never").exists() else 0)
+HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+class Versions:
+    def load(self, bundle: Bundle) -> None: ...
+    def make_default(self, bundle: Bundle) -> None: ...
+    def unload(self, bundle: Bundle) -> None: ...
+
+
+class Care(NoCare):
+    """Finds a fault as long as a file `broken` is there, and mends it by removing that; but never one in `hopeless`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "broken"
+
+    def fault(self, bundles: Sequence[Bundle]) -> str:
+        return "a part is dead" if self.file.exists() or self.file.with_name("hopeless").exists() else ""
+
+    def mend(self, bundles: Sequence[Bundle]) -> str:
+        if not self.fault(bundles):
+            return ""
+        self.file.unlink(missing_ok=True)
+        return "replaced it"
+
+    def answered(self, bundle: Bundle) -> float:
+        """Grows as long as a file `others` is there; every call adds a dot to it."""
+        others = self.file.with_name("others")
+        if not others.exists():
+            return 0.0
+        with others.open("a") as file:
+            file.write(".")
+        return float(others.stat().st_size)
+
+
+@pytest.fixture
+def supervise(
+    digits: Bundle, settings: ServingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[Path], Any], float], None]:
+    """Run a supervisor of the fake server; `story` is called, in a thread, with its folder."""
+    for name, value in (("WATCH_S", 0.05), ("CANARY_S", 0.1), ("POLL_S", 0.02)):
+        monkeypatch.setattr(module, name, value)
+    port = free_ports().fastapi
+    row = digits.golden_probabilities()[0]
+    top = {"label": "x", "class_id": int(row.argmax()), "probability": float(row.max())}
+    answer = json.dumps({"model": "digits", "version": 1, "predictions": [top]})
+    url = f"http://127.0.0.1:{port}"
+
+    def plan(_: ServingSettings, bundles: Sequence[Bundle], folder: Path) -> ServerPlan:
+        return ServerPlan(
+            endpoint=Endpoint(server="fastapi", url=url, metrics_url=""),
+            command=(sys.executable, "-c", FAKE, str(tmp_path), str(port), answer),
+            environment={},
+            folder=folder,
+            workers_ready=lambda: True,
+            versions=Versions(),
+            care=lambda _: Care(tmp_path),
+            stop_timeout_s=1,
+        )
+
+    monkeypatch.setattr(module, "PLANNERS", {"fastapi": plan})
+
+    def run(story: Callable[[Path], Any], start_timeout_s: float = 60, request_timeout_s: float = 1) -> None:
+        async def both() -> None:
+            timeouts = {"request_timeout_s": request_timeout_s, "start_timeout_s": start_timeout_s}
+            changed = settings.model_copy(update=timeouts)
+            supervisor = Supervisor(tmp_path, ["fastapi"], changed)
+            running = asyncio.create_task(supervisor.run())
+            try:
+                await asyncio.to_thread(story, tmp_path)
+            finally:
+                supervisor.stop.set()
+                await running
+
+        asyncio.run(both())
+
+    return run
+
+
+def until(folder: Path, condition: Callable[[ServerState], bool]) -> ServerState:
+    deadline = time.monotonic() + 60
+    while True:
+        state = read_state(folder)
+        if state is not None and condition(state.servers["fastapi"]):
+            return state.servers["fastapi"]
+        assert time.monotonic() < deadline, state
+        time.sleep(0.01)
+
+
+Supervise = Callable[..., None]
+
+
+def test_what_can_be_mended_is_mended_without_a_restart(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        (folder / "broken").touch()
+        state = until(folder, lambda server: server.mended == 1)
+        assert (state.phase, state.message) == ("degraded", "a part is dead: replaced it")
+        state = until(folder, lambda server: server.phase == "ready")
+        assert (state.pid, state.restarts, state.message) == (pid, 0, "")
+
+    supervise(story)
+
+
+@pytest.mark.parametrize("fault", ["hang", "wrong"])
+def test_a_server_without_a_right_answer_is_started_again(supervise: Supervise, fault: str) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        (folder / fault).touch()
+        until(folder, lambda server: server.phase == "degraded")
+        until(folder, lambda server: server.phase == "restarting")
+        (folder / "wrong").unlink(missing_ok=True)
+        state = until(folder, lambda server: server.phase == "ready")
+        assert state.pid != pid
+        assert state.restarts == 1
+
+    supervise(story)
+
+
+def refuse(folder: Path, status: int, body: str) -> None:
+    (folder / "refuse.draft").write_text(f"{status} {body}")
+    (folder / "refuse.draft").rename(folder / "refuse")
+
+
+def until_refused(folder: Path, times: int) -> None:
+    refused = folder / "refused"
+    while not refused.exists() or refused.stat().st_size < times:
+        time.sleep(0.01)
+
+
+FULL = 'Model "digits" Version 1 has no worker to serve inference request.'  # TorchServe's, also of a full queue
+
+
+@pytest.mark.parametrize("error", [OverloadedError, UnavailableError, DeadlineExceededError])
+def test_a_server_under_load_is_left_alone(supervise: Supervise, error: type[TridentError]) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        refuse(folder, error.status, problem(error.status, error.kind, error.title, "...").model_dump_json())
+        until_refused(folder, module.MAX_SILENT + 2)
+        state = until(folder, lambda _: True)
+        assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
+
+    supervise(story)
+
+
+@pytest.mark.parametrize("body", [FULL, "Prediction failed"])
+def test_a_503_of_a_server_that_answers_nobody_is_a_fault(supervise: Supervise, body: str) -> None:
+    def story(folder: Path) -> None:
+        until(folder, lambda server: server.phase == "ready")
+        refuse(folder, 503, body)
+        until(folder, lambda server: server.phase == "restarting")
+
+    supervise(story)
+
+
+def test_a_server_that_lacks_workers_has_time_to_get_them(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        (folder / "hopeless").touch()
+        refuse(folder, 503, FULL)
+        until_refused(folder, module.MAX_SILENT + 2)
+        state = until(folder, lambda _: True)
+        assert (state.phase, state.pid, state.restarts) == ("degraded", pid, 0)
+
+    supervise(story)
+
+
+def test_a_full_queue_of_a_server_that_answers_others_is_none(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        (folder / "others").write_text(".")
+        refuse(folder, 503, FULL)
+        until_refused(folder, module.MAX_SILENT + 2)
+        state = until(folder, lambda _: True)
+        assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
+
+    supervise(story)
+
+
+def test_a_server_that_is_busy_as_soon_as_it_is_back_is_ready(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        state = until(folder, lambda server: server.phase == "ready")
+        refuse(folder, 429, "")
+        assert state.pid is not None
+        os.kill(state.pid, signal.SIGKILL)
+        until(folder, lambda server: server.phase == "ready" and server.pid not in (None, state.pid))
+
+    supervise(story, start_timeout_s=5)
+
+
+def test_what_is_mended_in_vain_is_started_again(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        until(folder, lambda server: server.phase == "ready")
+        (folder / "hopeless").touch()
+        state = until(folder, lambda server: server.phase == "restarting")
+        assert state.mended > 0
+
+    supervise(story, start_timeout_s=2)
+
+
+def test_a_bundle_that_is_gone_and_a_full_disk_do_not_end_a_server(
+    supervise: Supervise, digits: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        monkeypatch.setattr(Bundle, "file", lambda *_: Path("/nowhere"))
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "write_state", full_disk)
+            (folder / "broken").touch()
+            while (folder / "broken").exists():
+                time.sleep(0.01)
+            refuse(folder, 429, "")
+            until_refused(folder, 2)
+        (folder / "broken").touch()
+        state = until(folder, lambda server: server.mended == 2)
+        assert (state.pid, state.restarts) == (pid, 0)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    supervise(story)
+
+
+@pytest.mark.timeout(60)
+def test_a_question_without_an_answer_does_not_hold_up_the_end(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        until(folder, lambda server: server.phase == "ready")
+        (folder / "hang").touch()
+        while (folder / "hang").exists():
+            time.sleep(0.01)
+
+    supervise(story, request_timeout_s=300)
+
+
+def test_a_server_that_answers_others_is_left_alone(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SILENT", 1)
+
+    def story(folder: Path) -> None:
+        pid = until(folder, lambda server: server.phase == "ready").pid
+        others = folder / "others"
+        others.touch()
+        (folder / "hang").touch()
+        while (folder / "hang").exists():  # from here on no question is answered
+            time.sleep(0.01)
+        asked = others.stat().st_size
+        while others.stat().st_size < asked + 3:  # one silent question is over, the next one is put
+            time.sleep(0.01)
+        state = until(folder, lambda _: True)
+        assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
+        others.unlink()
+        until(folder, lambda server: server.phase == "restarting")
+
+    supervise(story)
+
+
+def test_torchserve_tells_what_it_answered(settings: ServingSettings, digits: Bundle) -> None:
+    text = "\n".join(
+        (
+            "# TYPE trident_inference_seconds histogram",
+            'trident_inference_seconds_bucket{ModelName="digits",Level="Model",le="0.005",} 2.0',
+            'trident_inference_seconds_count{ModelName="digits",Level="Model",} 3.0E3',
+            'trident_inference_seconds_sum{ModelName="digits",Level="Model",} 1.5',
+            'trident_inference_seconds_count{ModelName="digits2",Level="Model",} 7.0',
+            'trident_handler_seconds_count{ModelName="digits",Level="Model",} 9.0',
+        )
+    )
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        care = TorchserveCare("http://m", f"http://127.0.0.1:{server.server_port}/metrics", settings.of("torchserve"))
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert care.answered(digits) == 3000
+        thread.join()
+    assert math.isnan(care.answered(digits))
+
+
+def test_a_signal_without_a_request_is_no_rollout(
+    settings: ServingSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        supervisor = Supervisor(tmp_path, [], settings)
+        running = asyncio.create_task(supervisor.run())
+        for _ in range(2):
+            supervisor.rollout_asked.set()
+            await asyncio.sleep(0.1)
+        assert not running.done()
+        assert supervisor.state.rollout is None
+        supervisor.stop.set()
+        await running
+
+    asyncio.run(story())
+    assert caplog.text.count("told to roll out, but not what") == 2
+
+
+def test_a_start_that_hangs_is_killed_at_its_deadline(supervise: Supervise) -> None:
+    def story(folder: Path) -> None:
+        (folder / "never").touch()
+        state = until(folder, lambda server: server.phase == "failed")
+        assert "not ready after 1 s" in state.message
+
+    supervise(story, start_timeout_s=1)
+
+
+def test_torchserves_abandoned_worker_is_scaled_to_none_and_back(
+    monkeypatch: pytest.MonkeyPatch, settings: ServingSettings, digits: Bundle
+) -> None:
+    calls: list[str] = []
+    ready = {"digits:1": 0, "digits:2": 1}
+    both = [digits, replace(digits, manifest=digits.manifest.model_copy(update={"version": 2}))]
+    monkeypatch.setattr(torchserve_care, "ready_workers", lambda _, bundle: ready[bundle.name])
+    monkeypatch.setattr(torchserve_care, "call", lambda method, url: calls.append(f"{method} {url}"))
+    care = TorchserveCare("http://m", "http://m/metrics", settings.of("torchserve"))
+    assert care.fault(both) == "0 of 1 workers of digits:1"
+    assert care.mend(both) == ""  # TorchServe itself may be at it
+    monkeypatch.setattr(torchserve_care, "PATIENCE_S", 0.0)
+    assert "scaled" in care.mend(both)
+    assert calls == [
+        "PUT http://m/models/digits/1?min_worker=0&max_worker=0&synchronous=true",
+        "PUT http://m/models/digits/1?min_worker=1&max_worker=1",
+    ]
+    ready["digits:1"] = 1
+    assert care.fault(both) == ""
+    assert care.mend(both) == ""
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("classifier", ["native", "python"])
+def test_how_many_stubs_a_triton_model_has(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, classifier: str, native: bool
+) -> None:
+    changes = {"triton_classifier": classifier, "workers": 2, "threads": 2}
+    build_repository(digits, settings.model_copy(update=changes).of("triton"), tmp_path)
+    stubs = {path.parent.name: stubs_of(path.read_text(), native=native) for path in tmp_path.glob("*/config.pbtxt")}
+    assert stubs["digits"] == stubs["digits_v1"] == 0
+    assert stubs["digits_v1_preprocess"] == 4
+    assert stubs["digits_v1_classifier"] == (0 if native and classifier == "native" else 2)

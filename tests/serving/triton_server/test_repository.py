@@ -1,0 +1,359 @@
+"""The Triton deployment without Triton: the rendered repository, and what is refused before a start."""
+
+import math
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import httpx
+import pytest
+from pydantic import SecretStr
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.grpc.service_pb2 import RepositoryIndexRequest, RepositoryIndexResponse
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
+from tritonclient.utils import InferenceServerException
+
+from bundle.errors import DeploymentError
+from bundle.store import Bundle
+from serving.clients.connect import connect
+from serving.clients.http_wire import API_KEY_HEADER
+from serving.settings import ServingSettings
+from serving.stack.control import running_stack
+from serving.triton_server import versions as triton_versions
+from serving.triton_server.admission import Admission
+from serving.triton_server.care import TritonCare
+from serving.triton_server.control import TritonControl
+from serving.triton_server.launch import find_triton, plan_triton
+from serving.triton_server.repository import build_repository, model_names, remove_models, write_default
+from serving.triton_server.versions import TritonVersions
+from tests.workplace import triton_admin
+
+
+@pytest.fixture
+def repository(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> Path:
+    wanted = {"queue_delay_ms": 1.5, "max_batch_size": 4, "workers": 2, "threads": 3}
+    build_repository(digits, settings.model_copy(update=wanted).of("triton"), tmp_path)
+    return tmp_path
+
+
+def config(repository: Path, model: str) -> str:
+    return (repository / model / "config.pbtxt").read_text()
+
+
+def test_the_ensembles_and_their_parts(repository: Path) -> None:
+    files = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
+    assert files == {
+        "digits/config.pbtxt",
+        "digits_v1/config.pbtxt",
+        "digits_v1_admission/config.pbtxt",
+        "digits_v1_admission/1/model.py",
+        "digits_v1_admission/1/manifest.json",
+        "digits_v1_preprocess/config.pbtxt",
+        "digits_v1_preprocess/1/model.py",
+        "digits_v1_preprocess/1/manifest.json",
+        "digits_v1_classifier/config.pbtxt",
+        "digits_v1_classifier/1/model.onnx",
+        "digits_v1_postprocess/config.pbtxt",
+        "digits_v1_postprocess/1/model.py",
+        "digits_v1_postprocess/1/manifest.json",
+    }
+    for name in ("digits", "digits_v1"):
+        assert (repository / name / "1").is_dir()  # an ensemble needs an empty version folder
+        assert f'name: "{name}"' in config(repository, name)
+        assert 'model_name: "digits_v1_classifier"' in config(repository, name)
+
+
+def test_another_version_touches_nothing_but_the_public_name(
+    settings: ServingSettings, digits: Bundle, repository: Path
+) -> None:
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    second = Bundle(digits.path, digits.manifest.model_copy(update={"version": 2}))
+    build_repository(second, settings.of("triton"), repository, is_default=False)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    write_default(second, settings.of("triton"), repository)
+    assert "versions: [ 2 ]" in config(repository, "digits")
+    assert "digits_v1" not in config(repository, "digits")
+    remove_models(model_names(digits), repository)
+    assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
+
+
+def test_nothing_is_left_to_fill_in(repository: Path) -> None:
+    for path in repository.rglob("config.pbtxt"):
+        assert "${" not in path.read_text()
+
+
+def test_delays_are_microseconds(repository: Path) -> None:
+    assert "max_queue_delay_microseconds: 1500" in config(repository, "digits_v1_classifier")
+
+
+def test_the_classifier_suits_the_public_image_too(repository: Path) -> None:
+    text = config(repository, "digits_v1_classifier")
+    assert 'platform: "onnxruntime_onnx"' in text
+    assert "dims: [ 3, 32, 32 ]" in text
+    assert "dims: [ 10 ]" in text
+    assert "kind: KIND_CPU count: 2" in text
+    assert re.search(r'"intra_op_thread_count" value: \{ string_value: "3" \}', text)
+
+
+def test_the_runtimes_of_triton_itself_and_the_python_backend(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path
+) -> None:
+    for runtime, classifier, kind, names, weights in (
+        ("onnxruntime", "native", 'platform: "onnxruntime_onnx"', ("image", "probabilities"), "model.onnx"),
+        ("torchscript", "native", 'platform: "pytorch_libtorch"', ("image__0", "probabilities__0"), "model.pt"),
+        ("torchscript", "python", 'backend: "python"', ("image", "probabilities"), "bundle/model.pt"),
+        ("onnxruntime", "python", 'backend: "python"', ("image", "probabilities"), "bundle/model.onnx"),
+    ):
+        wanted = settings.model_copy(update={"runtime": runtime, "triton_classifier": classifier, "threads": 3}).of(
+            "triton"
+        )
+        build_repository(digits, wanted, tmp_path / runtime / classifier)
+        text = config(tmp_path / runtime / classifier, "digits_v1_classifier")
+        assert kind in text
+        assert f'name: "{names[0]}"' in text
+        assert f'name: "{names[1]}"' in text
+        assert f'key: "{names[0]}" value: "image"' in config(tmp_path / runtime / classifier, "digits")
+        assert (tmp_path / runtime / classifier / "digits_v1_classifier/1" / weights).is_file()
+        threads = re.search(r'(?i)intra_op_thread_count" value: \{ string_value: "3"|threads\\": ?3', text)
+        assert threads, text
+
+
+def test_gpu_instances(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
+    build_repository(digits, settings.model_copy(update={"device": "cuda"}).of("triton"), tmp_path)
+    assert "KIND_GPU" in config(tmp_path, "digits_v1_classifier")
+    assert "KIND_GPU" not in config(tmp_path, "digits_v1_preprocess")
+
+
+def test_no_queue_policy_that_stalls(repository: Path) -> None:
+    """Triton's own queue bounds and timeouts stall its batcher for 500 ms."""
+    for path in repository.rglob("config.pbtxt"):
+        assert "queue_policy" not in path.read_text()
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_the_wheels_triton_does_not_pretend_to_use_a_gpu(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, device: str
+) -> None:
+    with pytest.raises(DeploymentError, match=f"device = {device}: .* on the CPU only"):
+        plan_triton(settings.model_copy(update={"device": device}), [digits], tmp_path)
+
+
+def test_tensorrt_is_refused_by_every_native_triton(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
+    wanted = settings.model_copy(update={"device": "tensorrt", "triton_home": tmp_path / "tritonserver"})
+    with pytest.raises(DeploymentError, match="use device = cuda"):
+        plan_triton(wanted, [digits], tmp_path / "stack")
+
+
+@pytest.mark.parametrize(("request_timeout_s", "exit_s"), [(2.5, 10), (30.5, 31)])
+def test_what_triton_has_taken_it_may_answer_before_it_ends(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, request_timeout_s: float, exit_s: int
+) -> None:
+    changes = {"request_timeout_s": request_timeout_s, "triton_home": tmp_path / "tritonserver"}
+    plan = plan_triton(settings.model_copy(update=changes), [digits], tmp_path / "stack")
+    assert f"--exit-timeout-secs={exit_s}" in plan.command
+    assert plan.stop_timeout_s == exit_s + 5
+
+
+@pytest.mark.parametrize("keys", [(), (SecretStr("first-key"),)])
+def test_what_changes_triton_is_restricted_with_keys_and_without(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, keys: tuple[SecretStr, ...]
+) -> None:
+    changes = {"api_keys": keys, "triton_home": tmp_path / "tritonserver"}
+    plans = [plan_triton(settings.model_copy(update=changes), [digits], tmp_path / "stack") for _ in range(2)]
+    tokens = set()
+    for plan in plans:
+        restricted = [word.partition("=") for word in plan.command if "restricted" in word]
+        assert {flag for flag, _, _ in restricted} == {"--http-restricted-api", "--grpc-restricted-protocol"}
+        by_header = {what.partition(":")[2].partition("=")[0]: what.partition(":")[0] for _, _, what in restricted}
+        assert by_header.pop("x-trident-admin") == "model-repository,shared-memory,trace,logging"
+        assert by_header == ({API_KEY_HEADER: "inference,metadata,model-config,statistics"} if keys else {})
+        tokens |= {what.rpartition("=")[2] for _, _, what in restricted} - {"first-key"}
+    assert len(tokens) == len(plans)
+
+
+def test_a_missing_environment_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DeploymentError, match="make setup"):
+        find_triton(tmp_path / "bin" / "python")
+    with pytest.raises(DeploymentError, match="has no Triton"):
+        find_triton(Path(sys.executable))
+
+
+class FakeControl:
+    """A running Triton's model control, as far as we use it."""
+
+    def __init__(self, *loaded: str) -> None:
+        self.loaded = set(loaded)
+        self.calls: list[str] = []
+
+    def load(self, name: str) -> None:
+        self.calls.append(f"load {name}")
+        self.loaded.add(name)
+
+    def unload(self, name: str) -> None:
+        self.calls.append(f"unload {name}")
+        self.loaded.discard(name)
+
+    def states(self) -> dict[str, str]:
+        return dict.fromkeys(self.loaded, "READY")
+
+
+def care_of(control: FakeControl, repository: Path, tmp_path: Path, metrics_url: str = "http://m") -> TritonCare:
+    return TritonCare(
+        os.getpid(),
+        cast(TritonControl, control),
+        repository,
+        shared_prefix=f"{tmp_path}/table_",
+        metrics_url=metrics_url,
+        native=False,
+    )
+
+
+def test_what_was_lost_with_a_dead_stub_keeps_no_places(digits: Bundle, repository: Path, tmp_path: Path) -> None:
+    other = Bundle(digits.path, digits.manifest.model_copy(update={"version": 2}))
+    doors = [Admission(tmp_path / f"table_digits_v{version}", 4, timeout_s=60) for version in (1, 2)]
+    for door in doors:
+        assert door.take(4)
+    control = FakeControl("digits_v1_preprocess")
+    care = care_of(control, repository, tmp_path)
+    assert care.mend([digits, other]) == "loaded digits_v1_preprocess again"
+    assert control.calls == ["load digits_v1_preprocess"]
+    assert [door.waiting for door in doors] == [0, 4]
+
+
+def test_triton_tells_what_it_answered(
+    digits: Bundle, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    text = """\
+# TYPE nv_inference_count counter
+nv_inference_count{model="digits_v1_classifier",version="1"} 3000
+nv_inference_count{model="digits_v1_preprocess",version="1"} 5000
+nv_inference_count{model="digits_v12_classifier",version="12"} 7
+nv_inference_exec_count{model="digits_v1_classifier",version="1"} 400
+"""
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        care = care_of(FakeControl(), repository, tmp_path, f"http://127.0.0.1:{server.server_port}/metrics")
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert care.answered(digits) == 3000
+        thread.join()
+    assert math.isnan(care.answered(digits))
+
+
+def versions_of(control: FakeControl, settings: ServingSettings, repository: Path, tmp_path: Path) -> TritonVersions:
+    quick = settings.model_copy(update={"request_timeout_s": 0.02}).of("triton")
+    return TritonVersions(cast(TritonControl, control), repository, quick, f"{tmp_path}/table_")
+
+
+def test_an_unloaded_version_is_gone_though_it_had_lost_images(
+    settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path
+) -> None:
+    control = FakeControl(*model_names(digits))
+    table = tmp_path / "table_digits_v1"
+    assert Admission(table, 4, timeout_s=0.02).take(2)
+    versions_of(control, settings, repository, tmp_path).unload(digits)
+    assert control.calls == [f"unload {name}" for name in reversed(model_names(digits))]
+    assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
+    assert not table.exists()
+
+
+def test_a_version_that_images_still_wait_for_stays_loaded_until_a_restart(
+    settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_versions, "count_waiting", lambda _path, _timeout_s: 3)
+    control = FakeControl(*model_names(digits))
+    with pytest.raises(DeploymentError, match="3 images still wait for digits:1"):
+        versions_of(control, settings, repository, tmp_path).unload(digits)
+    assert control.calls == []
+    assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
+
+
+def test_a_version_that_triton_does_not_let_go_of_is_not_loaded_again(
+    settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = FakeControl(*model_names(digits))
+
+    def refuse(name: str) -> None:
+        raise DeploymentError(f"Triton: cannot unload {name}")
+
+    monkeypatch.setattr(control, "unload", refuse)
+    with pytest.raises(DeploymentError, match="cannot unload digits_v1"):
+        versions_of(control, settings, repository, tmp_path).unload(digits)
+    assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
+
+
+def test_a_proxy_for_the_world_outside_does_not_stand_between_us_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str | bytes]] = []
+
+    class Triton(GRPCInferenceServiceServicer):  # type: ignore[misc]
+        def RepositoryIndex(self, _request: RepositoryIndexRequest, context: grpc.ServicerContext) -> Any:
+            seen.append(dict(context.invocation_metadata()))
+            return RepositoryIndexResponse(models=[{"name": "digits", "state": "READY"}, {"name": "cats"}])
+
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        add_GRPCInferenceServiceServicer_to_server(Triton(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        assert TritonControl(f"127.0.0.1:{port}", 10, "secret").states() == {"digits": "READY"}
+        server.stop(None).wait()
+    assert seen[0]["triton-grpc-protocol-x-trident-admin"] == "secret"
+
+
+@pytest.mark.integration
+def test_who_may_ask_for_predictions_may_not_change_what_is_served(digits: Bundle, tmp_path: Path) -> None:
+    settings = ServingSettings(
+        bundles=digits.path.parents[1], models=(str(digits.path),), api_keys=(SecretStr("first-key"),)
+    )
+    key = {API_KEY_HEADER: "first-key"}
+    grpc_key = {f"triton-grpc-protocol-{API_KEY_HEADER}": "first-key"}
+    with running_stack(settings, ["triton"], tmp_path) as state:
+        (endpoint,) = state.endpoints()
+        assert endpoint.grpc is not None
+        with closing(InferenceServerClient(endpoint.grpc)) as client:
+            calls: tuple[Callable[[], object], ...] = (
+                lambda: client.load_model("digits_v1_preprocess", headers=grpc_key),
+                lambda: client.unload_model("digits", headers=grpc_key),
+                lambda: client.get_model_repository_index(headers=grpc_key),
+                lambda: client.get_system_shared_memory_status(headers=grpc_key),
+                lambda: client.get_trace_settings(headers=grpc_key),
+                lambda: client.get_log_settings(headers=grpc_key),
+            )
+            for call in calls:
+                with pytest.raises(InferenceServerException, match="x-trident-admin"):
+                    call()
+        with httpx.Client(base_url=endpoint.url, headers=key, trust_env=False) as client:
+            for path in ("index", "models/digits/unload", "models/digits_v1_preprocess/load"):
+                assert client.post(f"/v2/repository/{path}").status_code == 403
+            for path in ("systemsharedmemory/status", "trace/setting", "logging"):
+                assert client.get(f"/v2/{path}").status_code == 403
+            pid = state.servers["triton"].pid
+            assert pid is not None
+            index = client.post("/v2/repository/index", headers=triton_admin(pid)).json()
+            assert {entry["name"] for entry in index if entry["state"] == "READY"} >= {"digits", "digits_v1"}
+            statistics = client.get("/v2/models/digits_v1_classifier/stats")
+            assert statistics.status_code == 200
+        with connect(endpoint, "digits", api_key="first-key") as client:
+            assert client.predict(digits.golden_inputs()[0][1]).version == 1

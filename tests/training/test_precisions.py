@@ -1,0 +1,98 @@
+"""Lower precisions, .pt2 and the mobile format: measured against fp32, and refused where they lose too much."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from bundle.manifest import Format, Precision
+from bundle.preprocess import Pixels, preprocess
+from bundle.store import Bundle, list_bundles
+from serving.runtimes import ready_runtime
+from serving.settings import ServingSettings
+from tests.training.training_runs import train_digits
+from training.errors import ExportError
+from training.export import ExportOptions, export_checkpoint
+from training.formats import read_model
+from training.precisions import quantise
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learnt something: after one epoch a class may hang on a hair."""
+    return train_digits(tmp_path_factory.mktemp("run"), epochs=3, image_size=16, batch_size=32).checkpoint
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Every format and precision."""
+    wanted = ExportOptions(("fp16", "bf16", "int8", "int8-dynamic"), edge=True)
+    return export_checkpoint(checkpoint, tmp_path_factory.mktemp("bundles"), say=lambda _: None, wanted=wanted)
+
+
+EVERY: list[tuple[Format, Precision]] = [
+    ("onnx", "fp32"),
+    ("torchscript", "fp32"),
+    ("pt2", "fp32"),
+    ("onnx", "fp16"),
+    ("torchscript", "bf16"),
+    ("onnx", "int8"),
+    ("onnx", "int8-dynamic"),
+    ("ort", "fp32"),
+    ("ort", "int8"),
+]
+
+
+def test_the_bundle_has_them_all(bundle: Bundle) -> None:
+    assert [(artefact.format, artefact.precision) for artefact in bundle.manifest.artefacts] == EVERY
+
+
+@pytest.mark.parametrize(("format_", "precision"), EVERY)
+def test_each_gives_the_golden_answers_within_its_tolerance(
+    bundle: Bundle, format_: Format, precision: Precision
+) -> None:
+    artefact = bundle.artefact(format_, precision)
+    pixels = np.stack([preprocess(data, bundle.manifest.input) for _, data in bundle.golden_inputs()])
+    infer = read_model(format_, bundle.file(artefact))
+    for size in (1, 5, len(pixels)):
+        got = infer(pixels[:size])
+        assert got.dtype == np.float32
+        assert np.abs(got - bundle.golden_probabilities()[:size]).max() <= artefact.tolerance
+        assert np.allclose(got.sum(1), 1, atol=2e-3)
+    assert artefact.tolerance < 0.3
+    assert artefact.accuracy_inputs == 359
+    assert artefact.accuracy_drop is not None
+    assert artefact.accuracy_drop <= 0.02
+    assert artefact.latency_ms is not None
+    assert artefact.speedup is not None
+
+
+def test_int8_is_int8_and_smaller(bundle: Bundle) -> None:
+    int8 = bundle.artefact("onnx", "int8")
+    assert int8.bytes < bundle.artefact("onnx").bytes / 3
+    graph = onnx.load(bundle.file(int8)).graph
+    assert any(node.op_type == "QuantizeLinear" for node in graph.node)
+    weights = {initializer.data_type for initializer in graph.initializer if np.prod(initializer.dims) > 1000}
+    assert weights == {onnx.TensorProto.INT8}
+    assert bundle.artefact("onnx", "fp16").bytes < bundle.artefact("onnx").bytes * 0.6
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("onnxruntime", "int8"), ("onnxruntime", "fp16"), ("torchscript", "bf16")]
+)
+def test_a_server_gets_ready_with_it(bundle: Bundle, runtime: str, precision: str) -> None:
+    settings = ServingSettings(runtime=runtime, precision=precision, threads=1)
+    assert ready_runtime(bundle, settings.of("fastapi")).infer(np.zeros((2, 3, 16, 16), np.uint8)).shape == (2, 10)
+
+
+def test_too_much_loss_is_refused(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibrated on black images alone, every activation is cut off."""
+
+    def on_black(source: Path, target: Path, calibration: Pixels) -> None:
+        quantise(source, target, np.zeros_like(calibration))
+
+    monkeypatch.setattr("training.export.quantise", on_black)
+    with pytest.raises(ExportError, match=r"model\.int8\.onnx loses .* of accuracy, and 2\.00% is allowed"):
+        export_checkpoint(checkpoint, tmp_path, say=lambda _: None, wanted=ExportOptions(("int8",)))
+    assert list_bundles(tmp_path) == []

@@ -1,0 +1,122 @@
+"""The command line: a few commands as processes of their own, the many short ones in this process."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bundle.store import Bundle
+from tests.workplace import trident
+
+COMMANDS = [
+    "train",
+    "sweep",
+    "export",
+    "import",
+    "bundles",
+    "up",
+    "status",
+    "down",
+    "deploy",
+    "rollback",
+    "drill",
+    "predict",
+    "verify",
+    "bench",
+    "report",
+    "compare",
+    "tune",
+    "demo",
+]
+
+
+Run = Callable[..., tuple[int, str]]
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    done = trident("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert f" {command} " in done.stdout
+    code = "import sys, trident.app; print(sorted({'torch', 'numpy', 'pydantic', 'httpx', 'matplotlib'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, run: Run) -> None:
+    code, said = run(command, "--help")
+    assert code == 0
+    assert f"trident {command}" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status"], "no stack is running"),
+        (["verify"], "trident up"),
+        (["rollback"], "trident up"),
+        (["predict", __file__, "--protocol", "udp"], "http and grpc"),
+        (["export"], "trident train"),
+        (["up"], "trident export"),
+        (["report"], "trident bench"),
+        (["up", "--servers", "flask"], "flask"),
+        (["up", "--runtime", "tensorflow"], "runtime"),
+        (["bench", "--rounds", "0"], "--rounds"),
+        (["bench", "--concurrency", "2,x"], "--concurrency"),
+        (["bench", "--rates", "100"], "--rates belongs to the scenario server"),
+        (["bench", "--send", "video"], "--send"),
+        (["bench", "--file", "none.toml"], "none.toml"),
+        (["compare", ".", "."], "trident bench"),
+        (["tune"], "trident export"),
+        (["train", "--data", "mnist"], "--data"),
+        (["train", "--data", "folder"], "--data-dir"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(arguments: list[str], said: str, run: Run) -> None:
+    code, shown = run(*arguments)
+    assert code == 1
+    assert said in shown
+    assert len(shown.strip().splitlines()) == 1
+
+
+def test_an_unknown_flag_is_a_usage_error(run: Run) -> None:
+    code, said = run("up", "--colour", "green")
+    assert code == 2
+    assert "--colour" in said
+
+
+def test_down_when_nothing_runs_is_fine(run: Run) -> None:
+    assert run("down") == (0, "no stack is running\n")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("arguments", [["train", "--model", "resnet1800"], ["import", "resnet1800"]])
+def test_an_unknown_model_is_answered_with_the_known_ones(arguments: list[str], tmp_path: Path) -> None:
+    done = trident(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "mobilenet_v3_small" in done.stdout + done.stderr
+
+
+@pytest.mark.integration
+def test_train_then_export_then_list(tmp_path: Path) -> None:
+    done = trident("train", "--epochs", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    (checkpoint,) = tmp_path.glob("artifacts/runs/digits/*/best.pt")
+    assert json.loads((checkpoint.parent / "settings.json").read_text())["epochs"] == 1
+    done = trident("export", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "digits:1" in done.stdout
+    listed = trident("bundles", cwd=tmp_path)
+    assert "digits:1" in listed.stdout
+
+
+def test_bundles(digits: Bundle, run: Run) -> None:
+    code, said = run("bundles", "--bundles", str(digits.path.parents[1]))
+    assert code == 0
+    assert "digits:1" in said
+    assert "32x32 stretch" in said
