@@ -60,6 +60,21 @@ class Bundle:
         """The path of a file that the manifest names."""
         return self.path / entry.file
 
+    def verify(self) -> None:
+        """Compare every file with its size and sha256 in the manifest.
+
+        Raises:
+            BundleError: a file is missing or differs.
+        """
+        for entry in self.manifest.files:
+            path = self.file(entry)
+            if not path.is_file():
+                raise BundleError(f"bundle {self.name} lacks {entry.file}")
+            if path.stat().st_size != entry.bytes or _sha256(path) != entry.sha256:
+                raise BundleError(
+                    f"bundle {self.name}: {entry.file} is not the file that was exported (sha256 differs)"
+                )
+
     def golden_examples(self, top_k: int | None = None) -> list[GoldenExample]:
         """The golden inputs with their right answers, to requests for `top_k` classes (None: all)."""
         manifest = self.manifest
@@ -101,19 +116,28 @@ def read_bundle(path: Path, *, check: bool = True) -> Bundle:
         raise BundleError(f"{manifest_path} is damaged: {error}") from error
     bundle = Bundle(path.resolve(), manifest)
     if check:
-        _check_files(bundle)
+        bundle.verify()
     return bundle
 
 
 def find_bundle(reference: str | None = None, root: Path = BUNDLES) -> Bundle:
-    """The bundle that `reference` names: a folder, `model:version`, `model` (its highest version), or None (the newest
-    of all).
+    """Read and verify the bundle that `locate_bundle` finds.
+
+    Raises:
+        BundleError: it is missing or damaged.
+    """
+    return read_bundle(locate_bundle(reference, root))
+
+
+def locate_bundle(reference: str | None = None, root: Path = BUNDLES) -> Path:
+    """The folder of the bundle that `reference` names: a folder, `model:version`, `model` (its highest version), or None
+    (the newest bundle of all).
 
     Raises:
         BundleError: there is none.
     """
     if reference is not None and (Path(reference) / MANIFEST).is_file():
-        return read_bundle(Path(reference))
+        return Path(reference)
     model, _, version = (reference or "").partition(":")
     if version and not version.isdecimal():
         raise BundleError(f"{reference!r} is neither a bundle's folder nor MODEL nor MODEL:VERSION")
@@ -125,13 +149,13 @@ def find_bundle(reference: str | None = None, root: Path = BUNDLES) -> Bundle:
     if not found:
         known = ", ".join(f"{name}:{number}" for name, number in list_bundles(root)) or "none yet"
         raise BundleError(
-            f"no bundle {reference or ''} below {root} (there: {known}); make one with `trident export` or `trident import`"
+            f"no bundle {reference or ''} in {root} (found: {known}); make one with `trident export` or `trident import`"
         )
     if reference is None:
         name, number = max(found, key=lambda entry: (root / entry[0] / str(entry[1]) / MANIFEST).stat().st_mtime)
     else:
         name, number = max(found, key=lambda entry: entry[1])
-    return read_bundle(root / name / str(number))
+    return root / name / str(number)
 
 
 def list_bundles(root: Path = BUNDLES) -> list[tuple[str, int]]:
@@ -176,15 +200,6 @@ def writing_bundle(model: str, version: int, root: Path = BUNDLES) -> Iterator[P
 def describe_file(path: Path, root: Path) -> File:
     """The manifest's entry for a file below `root`."""
     return File(file=path.relative_to(root).as_posix(), sha256=_sha256(path), bytes=path.stat().st_size)
-
-
-def _check_files(bundle: Bundle) -> None:
-    for entry in bundle.manifest.files:
-        path = bundle.file(entry)
-        if not path.is_file():
-            raise BundleError(f"bundle {bundle.name} lacks {entry.file}")
-        if path.stat().st_size != entry.bytes or _sha256(path) != entry.sha256:
-            raise BundleError(f"bundle {bundle.name}: {entry.file} is not the file that was exported (sha256 differs)")
 
 
 def _sha256(path: Path) -> str:
