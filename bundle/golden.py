@@ -10,12 +10,15 @@ import numpy.typing as npt
 from bundle.postprocess import Probabilities
 from bundle.schemas import Prediction
 
-FaultKind = Literal["no-answer", "version", "labels", "probabilities"]
+FaultKind = Literal["no-answer", "version", "labels", "probabilities", "server"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why an answer is not the golden answer; `no-answer`: the request failed."""
+    """Why an answer is not the golden answer.
+
+    `no-answer`: the request failed. `server`: part of the server is down, whatever it answers.
+    """
 
     kind: FaultKind
     message: str

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 SCHEMA_VERSION: Final = 2
 READABLE_VERSIONS: Final = (1, SCHEMA_VERSION)
 LEAST_GOLDEN: Final = 8
+DEFAULT_TOLERANCE: Final = 1e-4
 
 Resize = Literal["stretch", "crop", "pad"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -96,7 +97,7 @@ class Artefact(File):
     max_abs_difference: float = Field(ge=0)
     top1_agreement: float = Field(ge=0, le=1)
     compared_inputs: int = Field(ge=1)
-    tolerance: float = Field(default=1e-4, gt=0)
+    tolerance: float = Field(default=DEFAULT_TOLERANCE, gt=0)
     accuracy_drop: float | None = Field(default=None, ge=-1, le=1)
     accuracy_inputs: int | None = Field(default=None, ge=1)
     latency_ms: float | None = Field(default=None, gt=0)

@@ -43,17 +43,22 @@ def through_gate(target: Target, bundle: Bundle | None, api_key: str | None = No
         ) as client:
             golden = check_golden(client, bundle, target.tolerance)
         worst = golden.max_abs_difference if golden.agrees else None
-        return Lane(target=target, golden_inputs=golden.images, max_abs_difference=worst, faults=golden.faults)
+        return Lane(
+            target=target,
+            golden_inputs=golden.images,
+            max_abs_difference=worst,
+            faults=tuple(f"{name}: {fault}" for name, fault in golden.faults),
+        )
     wire = target.wire(bundle.manifest if bundle is not None else None)
     questions = Question.all_of(bundle, wire) if bundle is not None else [Question.null()]
     check = AnswerCheck(wire, target.tolerance)
-    faults = []
+    found = []
     with httpx.Client(base_url=target.url, timeout=_TIMEOUT_S, trust_env=False) as http:
         for number, question in enumerate(questions):
             fault = _ask(http, check, question, kept=number > 0)
             if fault:
-                faults.append(f"image {number}: {fault}")
-    return Lane(target=target, golden_inputs=len(questions), max_abs_difference=None, faults=tuple(faults))
+                found.append(f"image {number}: {fault}")
+    return Lane(target=target, golden_inputs=len(questions), max_abs_difference=None, faults=tuple(found))
 
 
 def _ask(http: httpx.Client, check: AnswerCheck, question: Question, *, kept: bool) -> str:

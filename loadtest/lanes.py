@@ -8,18 +8,17 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from bundle.manifest import DEFAULT_TOLERANCE
 from bundle.store import Bundle
 from loadtest.benchmark import Lineup
 from loadtest.ceiling import CeilingSpec
 from loadtest.errors import TargetError
 from loadtest.resources import listening_pids
 from loadtest.targets import Target
+from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import SERVERS, Endpoint, Protocol
-from serving.clients.golden import TOLERANCE
-from serving.clients.http_wire import triton_model
 
 Input = Literal["image", "tensor"]
-_TENSOR_SERVERS: Final = ("fastapi", "triton")
 _FORMATS: Final = {"onnxruntime": "onnx", "torchscript": "torchscript"}
 _TIMEOUT_S: Final = 10.0
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
@@ -50,29 +49,22 @@ class Served:
             for artefact in manifest.artefacts
             if (artefact.format, artefact.precision) == (_FORMATS.get(runtime), precision)
         ]
-        more: dict[str, Any] = {"runtime": runtime, "precision": precision, "tolerance": max([TOLERANCE, *known])}
+        more: dict[str, Any] = {
+            "runtime": runtime,
+            "precision": precision,
+            "tolerance": max([DEFAULT_TOLERANCE, *known]),
+        }
         more["pids"] = self.pids
         lanes = []
         if "image" in inputs:
             spoken = [protocol for protocol in protocols if protocol in self.endpoint.protocols]
             lanes += [Target.of(self.endpoint, bundle, protocol=protocol, **more) for protocol in spoken]
-        if "tensor" in inputs and "http" in protocols and self.endpoint.server in _TENSOR_SERVERS:
-            lanes.append(Target.of(self.endpoint, bundle, dialect="tensor", **self._tensor_model(bundle), **more))
+        if "tensor" in inputs and "http" in protocols:
+            version = bundle.manifest.version
+            tensor = dialect_of(self.endpoint.server).tensor_model(bundle.manifest.model, version, self.serving)
+            if tensor is not None:
+                lanes.append(Target.of(self.endpoint, bundle, dialect="tensor", **vars(tensor), **more))
         return lanes
-
-    def _tensor_model(self, bundle: Bundle) -> dict[str, str]:
-        """Path and tensor names of the model that takes pixels."""
-        model, version = bundle.manifest.model, bundle.manifest.version
-        is_triton = self.endpoint.server == "triton"
-        name = triton_model(model, version) if is_triton else model
-        # What libtorch's backend needs its tensors to be called.
-        indexed = self.serving.get("triton_classifier") == "native" and self.serving.get("runtime") == "torchscript"
-        suffix = "__0" if indexed and is_triton else ""
-        return {
-            "path": f"/v2/models/{name}_classifier/versions/{version}",
-            "input_name": f"image{suffix}",
-            "output_name": f"probabilities{suffix}",
-        }
 
 
 def lineup_of(

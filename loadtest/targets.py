@@ -8,14 +8,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from bundle.errors import TridentError
-from bundle.manifest import Manifest
+from bundle.manifest import DEFAULT_TOLERANCE, Manifest
 from bundle.schemas import Prediction
 from bundle.store import Bundle
 from loadtest.tensor_wire import TensorWire
-from serving.clients.endpoint import Endpoint, Protocol
-from serving.clients.golden import TOLERANCE
-from serving.clients.grpc_wire import GrpcWire, grpc_wire
-from serving.clients.http_wire import WIRES, FastapiWire, HttpRequest, RefusedError, Wire
+from serving.clients.dialect import dialect_of
+from serving.clients.endpoint import SERVERS, Endpoint, Protocol
+from serving.clients.grpc_wire import GrpcWire
+from serving.clients.http_wire import HttpRequest, RefusedError, Wire, image_headers, parse_prediction
 
 # What a target's requests look like: one of our three servers, a plain image to an address, pixels by the Open
 # Inference Protocol, or a null target, which answers without doing anything.
@@ -52,7 +52,7 @@ class Target(BaseModel):
     precision: str = "unknown"
     protocol: Protocol = "http"
     grpc: str | None = None
-    tolerance: float = TOLERANCE
+    tolerance: float = DEFAULT_TOLERANCE
     metrics_url: str = ""
     container_url: str = ""
     pids: tuple[int, ...] = ()
@@ -87,7 +87,7 @@ class Target(BaseModel):
     @property
     def endpoint(self) -> Endpoint | None:
         """As the clients of our three servers need it; None for others."""
-        if self.dialect not in WIRES:
+        if self.dialect not in SERVERS:
             return None
         content = {"server": self.dialect, "url": self.url, "metrics_url": self.metrics_url, "grpc": self.grpc}
         return Endpoint.model_validate(content)
@@ -102,8 +102,8 @@ class Target(BaseModel):
         if self.dialect == "tensor":
             return TensorWire(self.path, manifest, self.input_name, self.output_name)
         if self.protocol == "grpc":
-            return CallWire(grpc_wire(self.dialect, self.model, self.version))
-        return WIRES[self.dialect](self.model, self.version)
+            return CallWire(dialect_of(self.dialect).grpc(self.model, self.version))
+        return dialect_of(self.dialect).http(self.model, self.version)
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ class ImageWire:
 
     def request(self, image: bytes, top_k: int | None = None) -> HttpRequest:
         """The image, and nothing else."""
-        return HttpRequest(self.path, FastapiWire("").request(image, top_k).headers, image)
+        return HttpRequest(self.path, image_headers(top_k), image)
 
     def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
         """The body is the prediction."""
-        return FastapiWire("").prediction(status, headers, body)
+        return parse_prediction(status, body, body)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Question:
 class AnswerCheck:
     """Compares every answer with the golden one. Servers repeat themselves, so most are recognised by their bytes."""
 
-    def __init__(self, wire: Wire, tolerance: float = TOLERANCE) -> None:
+    def __init__(self, wire: Wire, tolerance: float = DEFAULT_TOLERANCE) -> None:
         self._wire = wire
         self._tolerance = tolerance
         self._known: set[tuple[int, bytes]] = set()

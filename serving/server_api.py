@@ -1,9 +1,9 @@
-"""Calls to the servers' own interfaces: health, metrics, and management as JSON over HTTP. Never through a proxy, whatever
-the environment says: they are here.
+"""Calls to the servers' own interfaces: health, metrics and management, as JSON over HTTP.
+
+They never go through a proxy, whatever the environment says: the servers are on this machine.
 """
 
 import json
-import math
 import re
 import urllib.request
 from collections.abc import Mapping
@@ -14,34 +14,35 @@ from bundle.errors import DeploymentError
 
 _DIRECT: Final = urllib.request.OpenerDirector()
 for _handler in (urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()):
-    _DIRECT.add_handler(_handler)  # these alone: no proxies, no redirects, every status is an answer
+    _DIRECT.add_handler(_handler)  # no proxies, no redirects, and no exceptions for error statuses
 
 
 def fetch(url: str, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0) -> tuple[int, bytes]:
-    """The status and body of a GET's answer.
+    """A GET's status and body.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no response.
     """
     return _answer(urllib.request.Request(url, headers=dict(headers or {})), timeout_s)  # noqa: S310
 
 
-def counted(url: str, pattern: str) -> float:
-    """The sum of the samples of a metric whose name and labels match (https://prometheus.io/docs/instrumenting/exposition_formats/);
-    NaN if the server cannot be asked.
+def metric_sum(url: str, pattern: str) -> float | None:
+    """The sum of a metric's samples whose name and labels match; None if the server cannot be asked.
+
+    https://prometheus.io/docs/instrumenting/exposition_formats/
     """
     try:
         status, text = fetch(url, timeout_s=2.0)
     except OSError:
-        return math.nan
+        return None
     found = re.findall(rf"^{pattern} (\S+)$", text.decode(), re.MULTILINE)
-    return sum(map(float, found)) if status == 200 else math.nan
+    return sum(map(float, found)) if status == 200 else None
 
 
 def call(
     method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0
 ) -> Any:
-    """The JSON in the answer (None if it is empty).
+    """The JSON of the response; None if it is empty.
 
     Raises:
         DeploymentError: the server refused; the message has its reason.
@@ -60,7 +61,7 @@ def _answer(request: urllib.request.Request, timeout_s: float) -> tuple[int, byt
     try:
         with _DIRECT.open(request, timeout=timeout_s) as response:
             return response.status, response.read()
-    except HTTPException as error:  # it ended within its answer
+    except HTTPException as error:  # the connection ended within the response
         raise ConnectionError(f"{request.full_url}: {error!r}") from error
 
 

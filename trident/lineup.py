@@ -41,15 +41,16 @@ def measurable(
     from serving.stack.control import current_stack, running_stack
     from serving.stack.endpoints import find_endpoints, parse_protocol, server_names
     from serving.stack.state import STACK
-    from trident.console.servers import showing_stack
+    from trident.console.stack import showing_stack
 
     spoken, inputs = [parse_protocol(name) for name in protocols.split(",")], parse_inputs(send)
     running = current_stack()
     alone = bool(target) and servers is None
     if url or (running is not None and not (runtimes or precisions or alone)):
-        endpoints, bundle = find_endpoints(servers or "all", url, model)
+        ours = load_settings()
+        endpoints, bundle = find_endpoints(ours, servers or "all", url, model)
         state = None if url else running
-        key = load_settings().client_key
+        key = ours.client_key
         measured = served(state, endpoints) if state is not None else [Served(one, api_key=key) for one in endpoints]
         others = [parse_target(entry, bundle) for entry in target or ()]
         cores = state.settings.cores if state is not None else ()

@@ -1,6 +1,7 @@
-"""Three servers, one interface: an image's bytes in, a `Prediction` out, over HTTP or gRPC.
+"""Three servers, one interface: an encoded image in, a `Prediction` out, over HTTP or gRPC.
 
-``client`` is that interface, ``connect`` makes one by protocol. ``wire`` and ``grpc_wire`` say what each server's
-requests and responses look like (without any network library, so that the load generator can use its own),
-``http_client`` and ``grpc_client`` send them, ``golden`` compares answers with a bundle's golden ones.
+``client`` is that interface, ``connect`` makes one for an ``endpoint`` and a protocol. ``dialect`` is what clients know
+about a server: ``fastapi``, ``torchserve`` and ``triton`` hold its requests and responses, health endpoints and metrics.
+``http_client`` and ``grpc_client`` send them; the load generator does so by its own transport. ``golden`` compares
+answers with a bundle's golden examples, ``traffic`` does so continuously.
 """

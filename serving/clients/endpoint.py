@@ -1,11 +1,12 @@
 """Where a server answers, and what it speaks."""
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+# The registry: NAME stands for `serving.clients.NAME` (its dialect) and `serving.servers.NAME` (its `Server` class).
 ServerName = Literal["fastapi", "torchserve", "triton"]
-SERVERS: Final[tuple[ServerName, ...]] = ("fastapi", "torchserve", "triton")
+SERVERS: Final[tuple[ServerName, ...]] = get_args(ServerName)
 Protocol = Literal["http", "grpc"]
 
 

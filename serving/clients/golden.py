@@ -1,86 +1,65 @@
-"""Does a server give the golden answers? The gate before any timing, and the core of `trident verify`."""
+"""Ask a server for every golden example, and compare."""
 
 from dataclasses import dataclass
-from typing import Final
-
-import numpy as np
 
 from bundle.errors import TridentError
-from bundle.postprocess import Probabilities
+from bundle.golden import Fault, compare, max_abs_difference
 from bundle.schemas import Prediction
-from bundle.store import Bundle
+from bundle.store import Bundle, GoldenExample
 from serving.clients.client import Client
-
-TOLERANCE: Final = 1e-4
 
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """How a server's answers compare. `faults` names each image that is answered wrongly, and how; empty means
-    parity.
+    """How a server's answers compare with the golden ones.
+
+    Args:
+        images: how many were asked for.
+        max_abs_difference: of all answers; None if no request was answered.
+        faults: by image; empty if the server agrees.
     """
 
     images: int
-    max_abs_difference: float
-    faults: tuple[str, ...]
+    max_abs_difference: float | None
+    faults: tuple[tuple[str, Fault], ...]
 
     @property
     def agrees(self) -> bool:
-        """Every image is answered as the bundle says."""
+        """Whether every answer is right."""
         return not self.faults
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """One answer against what is expected: what is wrong with its version, its labels, its probabilities ('' if
-    nothing), and the largest |difference|.
-    """
-
-    version: str
-    labels: str
-    probabilities: str
-    max_abs_difference: float
-
     @property
-    def fault(self) -> str:
-        """The first thing that is wrong, or ''."""
-        return self.version or self.labels or self.probabilities
+    def summary(self) -> str:
+        """The first fault, and how many there are."""
+        name, fault = self.faults[0]
+        return f"{name}: {fault}" + (f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else "")
 
 
-def check_golden(client: Client, bundle: Bundle, tolerance: float = TOLERANCE) -> GoldenResult:
-    """Send every golden image, and compare model, version, labels, top-1 and each probability."""
-    worst, faults = 0.0, []
-    images = bundle.golden_inputs()
-    for (name, data), expected in zip(images, bundle.golden_probabilities(), strict=True):
-        try:
-            answer = client.predict(data, top_k=len(bundle.manifest.labels))
-        except TridentError as error:
-            difference, fault = float("nan"), error.message
-        else:
-            compared = compare(answer, bundle, expected, tolerance)
-            difference, fault = compared.max_abs_difference, compared.fault
-        worst = max(worst, difference)
-        if fault:
-            faults.append(f"{name}: {fault}")
-    return GoldenResult(len(images), worst, tuple(faults))
+def check_golden(client: Client, bundle: Bundle, tolerance: float) -> GoldenResult:
+    """Send every golden example, asking for all classes."""
+    return check_examples(client, bundle.golden_examples(), tolerance)
 
 
-def compare(answer: Prediction, bundle: Bundle, expected: Probabilities, tolerance: float = TOLERANCE) -> Comparison:
-    """Compare an answer with all classes of a bundle's model to float32 `[classes]`."""
-    manifest = bundle.manifest
-    version = labels = probabilities = ""
-    if (answer.model, answer.version) != (manifest.model, manifest.version):
-        version = f"answered by {answer.model}:{answer.version} instead of {bundle.name}"
-    got = np.full(len(expected), np.nan)
-    for entry in answer.predictions:
-        if entry.class_id < len(expected):
-            got[entry.class_id] = entry.probability
-        if entry.class_id >= len(expected) or entry.label != manifest.labels[entry.class_id]:
-            labels = labels or f"class {entry.class_id} is labelled {entry.label!r}"
-    difference = float(np.abs(got - expected).max())
-    if len(answer.predictions) != len(expected):
-        probabilities = f"{len(answer.predictions)} classes instead of {len(expected)}"
-    elif not difference <= tolerance:
-        tops = f"top-1 class {answer.top.class_id}, golden {int(expected.argmax())}"
-        probabilities = f"probabilities differ by {difference:.1e} (allowed {tolerance:.0e}); {tops}"
-    return Comparison(version, labels, probabilities, difference)
+def check_examples(client: Client, examples: list[GoldenExample], tolerance: float) -> GoldenResult:
+    """Send these examples. A request that fails is a fault."""
+    faults: list[tuple[str, Fault]] = []
+    differences: list[float] = []
+    for example in examples:
+        expected = example.expected
+        answer = predict_or_fault(client, example.data, expected.top_k or len(expected.probabilities))
+        if isinstance(answer, Fault):
+            faults.append((example.name, answer))
+            continue
+        differences.append(max_abs_difference(answer, expected))
+        fault = compare(answer, expected, tolerance)
+        if fault is not None:
+            faults.append((example.name, fault))
+    return GoldenResult(len(examples), max(differences, default=None), tuple(faults))
+
+
+def predict_or_fault(client: Client, image: bytes, top_k: int | None = None) -> Prediction | Fault:
+    """The answer, or the fault `no-answer`."""
+    try:
+        return client.predict(image, top_k)
+    except TridentError as error:
+        return Fault("no-answer", error.message)

@@ -8,8 +8,9 @@ import grpc
 
 from bundle.errors import DeploymentError
 from serving.clients.client import Client, TimedPrediction, UnreachableError
+from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import Endpoint
-from serving.clients.grpc_wire import GrpcWire, grpc_wire, http_status
+from serving.clients.grpc_wire import GrpcWire, http_status
 from serving.clients.http_wire import RefusedError
 
 _OPTIONS: Final = (
@@ -37,7 +38,7 @@ class GrpcClient(Client):
     ) -> None:
         """Raises: DeploymentError: the server has no gRPC, or its address is not known."""
         self.endpoint = endpoint
-        self.wire: GrpcWire = grpc_wire(endpoint.server, model, version)
+        self.wire: GrpcWire = dialect_of(endpoint.server).grpc(model, version)
         if endpoint.grpc is None:
             raise DeploymentError(f"the gRPC address of {endpoint.server} is not known")
         self._timeout_s = timeout_s

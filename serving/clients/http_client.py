@@ -5,8 +5,9 @@ import time
 import httpx
 
 from serving.clients.client import Client, TimedPrediction, UnreachableError
+from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import Endpoint
-from serving.clients.http_wire import API_KEY_HEADER, WIRES, Wire
+from serving.clients.http_wire import API_KEY_HEADER, Wire
 
 
 class HttpClient(Client):
@@ -21,7 +22,7 @@ class HttpClient(Client):
         api_key: str | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self.wire: Wire = WIRES[endpoint.server](model, version)
+        self.wire: Wire = dialect_of(endpoint.server).http(model, version)
         headers = {} if api_key is None else {API_KEY_HEADER: api_key}
         self._http = httpx.Client(base_url=endpoint.url, headers=headers, timeout=timeout_s, trust_env=False)
 

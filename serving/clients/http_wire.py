@@ -1,8 +1,7 @@
-"""What a prediction looks like on the wire of each server: pure functions from image to request and from response to
-prediction.
+"""A prediction over HTTP: the request and the response, without any network library.
 
-All three get the same bytes: the image as the raw body. They differ in path, headers, and in how the answer is
-wrapped.
+Every server gets the same bytes: the encoded image as the raw body. They differ in the path, in the headers and in how
+the answer is wrapped. The load generator sends these requests by its own transport.
 """
 
 import json
@@ -15,17 +14,15 @@ from pydantic import ValidationError
 from bundle.errors import TridentError
 from bundle.postprocess import TOP_K_HEADER
 from bundle.schemas import Prediction
-from serving.clients.endpoint import ServerName
 
 API_KEY_HEADER: Final = "x-api-key"
-_TENSOR_HEADER_LENGTH: Final = "inference-header-content-length"
 
 
 class RefusedError(TridentError):
-    """The server answered with an error; `code` is its HTTP status (of a gRPC error: the one that says the same)."""
+    """The server answered with an error. `code`: its HTTP status, or the one that a gRPC code corresponds to."""
 
     kind = "refused"
-    title = "The server refused"
+    title = "The server refused the request"
 
     def __init__(self, code: int, message: str, body: bytes = b"") -> None:
         super().__init__(message)
@@ -34,15 +31,15 @@ class RefusedError(TridentError):
 
 
 class GarbledError(TridentError):
-    """The server answered with success, but not with a prediction."""
+    """The server reported success, but its response is not a prediction."""
 
     kind = "garbled"
-    title = "The server's answer is no prediction"
+    title = "The response is not a prediction"
 
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """A POST."""
+    """A POST request."""
 
     path: str
     headers: Mapping[str, str]
@@ -50,111 +47,44 @@ class HttpRequest:
 
 
 class Wire(Protocol):
-    """One server's way to ask for a prediction."""
+    """How one server is asked for a prediction of one model."""
 
     def request(self, image: bytes, top_k: int | None = None) -> HttpRequest:
-        """The request that asks for the `top_k` most probable classes of an image."""
+        """The request for the `top_k` most probable classes of an encoded image."""
 
     def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
-        """The prediction in a response; header names are lower case.
+        """The prediction in a response. Header names are in lower case.
 
         Raises:
             RefusedError, GarbledError.
         """
 
 
-@dataclass(frozen=True)
-class FastapiWire:
-    """`POST /predict`."""
-
-    model: str
-    version: int | None = None
-
-    def request(self, image: bytes, top_k: int | None = None) -> HttpRequest:
-        """The image as the body; model and version in the query."""
-        query = f"?model={self.model}" + (f"&version={self.version}" if self.version is not None else "")
-        return HttpRequest(f"/predict{query}", _headers(top_k), image)
-
-    def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
-        """The body is the prediction."""
-        return _checked(status, body, body)
-
-
-@dataclass(frozen=True)
-class TorchserveWire:
-    """`POST /predictions/<model>/<version>`."""
-
-    model: str
-    version: int | None = None
-
-    def request(self, image: bytes, top_k: int | None = None) -> HttpRequest:
-        """The image as the body."""
-        path = f"/predictions/{self.model}" + (f"/{self.version}" if self.version is not None else "")
-        return HttpRequest(path, _headers(top_k), image)
-
-    def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
-        """The body is the prediction."""
-        return _checked(status, body, body)
-
-
-@dataclass(frozen=True)
-class TritonWire:
-    """`POST /v2/models/<ensemble>/infer`, with a raw binary request for the one BYTES input. The default version is the
-    ensemble `<model>`, each version the ensemble `<model>_v<version>`.
-
-    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
-    """
-
-    model: str
-    version: int | None = None
-
-    def request(self, image: bytes, top_k: int | None = None) -> HttpRequest:
-        """No JSON header (its length is 0), then the image."""
-        path = f"/v2/models/{triton_model(self.model, self.version)}/infer"
-        return HttpRequest(path, {**_headers(top_k), _TENSOR_HEADER_LENGTH: "0"}, image)
-
-    def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
-        """A JSON header, then the tensor `answer`: 4 bytes of length and the answer's JSON."""
-        if status == 200:
-            try:
-                start = int(headers[_TENSOR_HEADER_LENGTH])
-                length = int.from_bytes(body[start : start + 4], "little")
-            except (KeyError, ValueError) as error:
-                raise GarbledError(f"no binary tensor in the response: {body[:200]!r}") from error
-            return _checked(status, body[start + 4 : start + 4 + length], body)
-        return _checked(status, b"", body)
-
-
-WIRES: Final[Mapping[ServerName, type[FastapiWire] | type[TorchserveWire] | type[TritonWire]]] = {
-    "fastapi": FastapiWire,
-    "torchserve": TorchserveWire,
-    "triton": TritonWire,
-}
-
-
-def triton_model(model: str, version: int | None) -> str:
-    """The name under which Triton has the default version of a model, or exactly `version`."""
-    return model if version is None else f"{model}_v{version}"
-
-
-def _headers(top_k: int | None) -> dict[str, str]:
+def image_headers(top_k: int | None) -> dict[str, str]:
+    """The headers of an image as the raw body."""
     headers = {"content-type": "application/octet-stream"}
     if top_k is not None:
         headers[TOP_K_HEADER] = str(top_k)
     return headers
 
 
-def _checked(status: int, answer: bytes, body: bytes) -> Prediction:
+def parse_prediction(status: int, answer: bytes, body: bytes) -> Prediction:
+    """The prediction in `answer`, which is a part of the response's `body`.
+
+    Raises:
+        RefusedError: the status is not 200.
+        GarbledError: `answer` is not a prediction.
+    """
     if status != 200:
-        raise RefusedError(status, f"HTTP {status}: {_reason(body)}", body)
+        raise RefusedError(status, f"HTTP {status}: {error_reason(body)}", body)
     try:
         return Prediction.model_validate_json(answer)
     except ValidationError as error:
         raise GarbledError(f"not a prediction: {answer[:200]!r}") from error
 
 
-def _reason(body: bytes) -> str:
-    """The human part of an error: a problem's detail, Triton's `error`, TorchServe's `message`, else the text itself."""
+def error_reason(body: bytes) -> str:
+    """The text of an error: a problem's `detail`, Triton's `error`, TorchServe's `message`, else the body itself."""
     try:
         content = json.loads(body)
         return str(content.get("detail") or content.get("error") or content.get("message") or content)[:500]

@@ -1,7 +1,7 @@
-"""Requests while something happens to a server: a closed loop of a few clients, every answer checked.
+"""A closed loop of a few clients in the background, every answer compared with the golden one.
 
-An answer is right if its version is served and every probability is what that version's golden answers say; so an
-answer that is half of one version and half of another is found.
+An answer is right if its version is served and its probabilities are those of that version's golden example. So an
+answer that mixes two versions is found.
 """
 
 import threading
@@ -12,95 +12,108 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
-import numpy as np
-
-from bundle.errors import TridentError
+from bundle.golden import Expected, Fault, compare
 from bundle.schemas import Prediction
 from bundle.store import Bundle
 from serving.clients.connect import connect
 from serving.clients.endpoint import Endpoint, Protocol
-from serving.runtimes import artefact_for
-from serving.settings import ServingSettings
+from serving.clients.golden import predict_or_fault
 
-_PAUSE_S: Final = 0.02  # after a failure
+_PAUSE_AFTER_FAILURE_S: Final = 0.02
 
 
 @dataclass(frozen=True)
 class TrafficRequest:
-    """One request: when it was sent and done (monotonic seconds), who answered, and what was wrong ('' if nothing).
-    It is unchecked if the version that answered has no golden answer to that image.
+    """One request.
+
+    Args:
+        sent, done: monotonic seconds.
+        version: the version that answered.
+        fault: why it failed (`no-answer`), or why its answer is not the golden one.
+        unchecked: the version that answered has no golden answer to this image.
     """
 
     sent: float
     done: float
     version: int | None
-    failed: str = ""
-    wrong: str = ""
+    fault: Fault | None = None
     unchecked: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Not answered, or answered with an error."""
+        return self.fault is not None and self.fault.kind == "no-answer"
+
+    @property
+    def wrong(self) -> bool:
+        """Answered, but not with the golden answer."""
+        return self.fault is not None and not self.failed
 
 
 @dataclass
-class Record:
-    """All requests to one server."""
+class TrafficRecord:
+    """All requests to one server, in the order in which they ended."""
 
     requests: list[TrafficRequest] = field(default_factory=list)
 
     @property
     def failed(self) -> list[TrafficRequest]:
-        """Not answered, or with an error."""
+        """Requests without an answer."""
         return [request for request in self.requests if request.failed]
 
     @property
     def wrong(self) -> list[TrafficRequest]:
-        """Answered, but not as the golden answers say."""
+        """Requests with a wrong answer."""
         return [request for request in self.requests if request.wrong]
 
     @property
     def unchecked(self) -> list[TrafficRequest]:
-        """Answered, nobody knows how well."""
+        """Requests whose answers could not be compared."""
         return [request for request in self.requests if request.unchecked]
 
     @property
     def versions(self) -> Counter[int]:
-        """How many answers each version gave."""
+        """Answers by version."""
         return Counter(request.version for request in self.requests if request.version is not None)
 
     @property
     def slowest_s(self) -> float:
-        """The longest that a request took."""
+        """The longest latency."""
         return max((request.done - request.sent for request in self.requests), default=0.0)
 
 
 class Traffic:
-    """Runs from the beginning to the end of a `with` block. It asks for the default version; each client pauses for
-    `pause_s` between an answer and its next request.
+    """Sends requests for the model's default version, from the start to the end of a `with` block.
+
+    Args:
+        bundles: the versions of one model that may answer; the images are those of the first.
+        tolerance: largest |difference| of a probability.
+        pause_s: pause of each client between an answer and its next request.
+        timeout_s: of one request.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
         bundles: Sequence[Bundle],
-        settings: ServingSettings,
+        tolerance: float,
         *,
         protocol: Protocol = "http",
+        api_key: str | None = None,
         clients: int = 2,
         pause_s: float = 0.0,
         timeout_s: float = 30.0,
     ) -> None:
-        self.record = Record()
-        self._endpoint, self._protocol, self._timeout_s, self._pause_s = endpoint, protocol, timeout_s, pause_s
-        self._model, self._key = bundles[0].manifest.model, settings.client_key
+        self.record = TrafficRecord()
+        self._endpoint, self._protocol, self._api_key = endpoint, protocol, api_key
+        self._timeout_s, self._pause_s, self._tolerance = timeout_s, pause_s, tolerance
+        self._model = bundles[0].manifest.model
         self._images = [data for _, data in bundles[0].golden_inputs()]
-        self._golden = {
-            bundle.manifest.version: {
-                data: row for (_, data), row in zip(bundle.golden_inputs(), bundle.golden_probabilities(), strict=True)
-            }
+        self._classes = max(bundle.manifest.output.classes for bundle in bundles)
+        self._expected: dict[int, dict[bytes, Expected]] = {
+            bundle.manifest.version: {example.data: example.expected for example in bundle.golden_examples()}
             for bundle in bundles
         }
-        self._classes = max(bundle.manifest.output.classes for bundle in bundles)
-        self._tolerance = max(
-            artefact_for(bundle, settings.runtime, settings.precision).tolerance for bundle in bundles
-        )
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(clients)]
 
@@ -117,37 +130,27 @@ class Traffic:
             thread.join(self._timeout_s + 5)
 
     def _run(self, number: int) -> None:
-        with connect(
-            self._endpoint, self._model, protocol=self._protocol, timeout_s=self._timeout_s, api_key=self._key
-        ) as client:
+        options = {"protocol": self._protocol, "timeout_s": self._timeout_s, "api_key": self._api_key}
+        with connect(self._endpoint, self._model, **options) as client:  # type: ignore[arg-type]
             while not self._stop.is_set():
                 number += 1
                 image = self._images[number % len(self._images)]
                 sent = time.monotonic()
-                try:
-                    answer = client.predict(image, self._classes)
-                except TridentError as error:
-                    self.record.requests.append(TrafficRequest(sent, time.monotonic(), None, failed=error.message))
-                    self._stop.wait(_PAUSE_S)
-                    continue
+                answer = predict_or_fault(client, image, self._classes)
                 done = time.monotonic()
-                fault = self._fault(answer, image)
-                request = TrafficRequest(sent, done, answer.version, wrong=fault or "", unchecked=fault is None)
-                self.record.requests.append(request)
-                if self._pause_s:
-                    self._stop.wait(self._pause_s)
+                self.record.requests.append(self._checked(sent, done, answer, image))
+                pause_s = _PAUSE_AFTER_FAILURE_S if isinstance(answer, Fault) else self._pause_s
+                if pause_s:
+                    self._stop.wait(pause_s)
 
-    def _fault(self, answer: Prediction, image: bytes) -> str | None:
-        """What is wrong with an answer, '' if nothing, None if there is no golden one."""
-        golden = self._golden.get(answer.version)
-        if golden is None:
-            return f"answered by version {answer.version}"
-        expected = golden.get(image)
+    def _checked(self, sent: float, done: float, answer: Prediction | Fault, image: bytes) -> TrafficRequest:
+        if isinstance(answer, Fault):
+            return TrafficRequest(sent, done, None, answer)
+        of_version = self._expected.get(answer.version)
+        if of_version is None:
+            fault = Fault("version", f"answered by version {answer.version}")
+            return TrafficRequest(sent, done, answer.version, fault)
+        expected = of_version.get(image)
         if expected is None:
-            return None
-        got = np.full(len(expected), np.nan)
-        for entry in answer.predictions:
-            if entry.class_id < len(expected):
-                got[entry.class_id] = entry.probability
-        difference = float(np.abs(got - expected).max())
-        return "" if difference <= self._tolerance else f"off by {difference:.1e} from version {answer.version}"
+            return TrafficRequest(sent, done, answer.version, unchecked=True)
+        return TrafficRequest(sent, done, answer.version, compare(answer, expected, self._tolerance))

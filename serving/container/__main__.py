@@ -1,8 +1,8 @@
-"""A server as the one process of a container: configured for what is deployed, then executed in place.
+"""A server as the one process of a container: configured for the deployment, then executed in place.
 
     python -m serving.container fastapi|torchserve|triton     (settings by environment)
 
-What `health` needs to ask real questions is left in HEALTH_FOLDER; `cgroup` runs beside the server.
+It leaves the golden requests for `top1_probe` in HEALTH_FOLDER, and starts `serving/cgroup.py` beside the server.
 """
 
 import argparse
@@ -11,71 +11,59 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from bundle.errors import TridentError
-from bundle.store import Bundle, find_bundle
+from bundle.store import Bundle
 from serving import cgroup
-from serving.clients.endpoint import SERVERS, ServerName
-from serving.clients.http_wire import API_KEY_HEADER, WIRES
+from serving.clients.dialect import dialect_of
+from serving.clients.endpoint import SERVERS
+from serving.clients.http_wire import API_KEY_HEADER
 from serving.container.top1_probe import FOLDER as HEALTH_FOLDER
-from serving.servers.server import ServerPlan
-from serving.settings import ServingSettings, load_settings
+from serving.deployment import Deployment
+from serving.servers.server import Server, server_class
+from serving.settings import load_settings
 
 RUN: Final = Path("/tmp/trident")  # noqa: S108 - the container's own, empty at every start
 
 
-def plan(server: ServerName, settings: ServingSettings, bundles: Sequence[Bundle]) -> ServerPlan:
-    """The server's plan. Each image has the packages of its own server only, hence the imports here."""
-    if server == "fastapi":
-        from serving.fastapi_server.launch import plan_fastapi as planner
-    elif server == "torchserve":
-        from serving.torchserve_server.launch import plan_torchserve as planner
-    else:
-        from serving.triton_server.launch import plan_triton as planner
-    return planner(settings, bundles, RUN / server)
-
-
-def canary(server: ServerName, url: str, bundle: Bundle, settings: ServingSettings) -> dict[str, Any]:
-    """A question with a known answer, as `health` asks it."""
-    manifest, key = bundle.manifest, settings.client_key
-    request = WIRES[server](manifest.model, manifest.version).request(bundle.golden_inputs()[0][1], top_k=1)
-    question = {
-        "url": url + request.path,
+def golden_request(server: Server, bundle: Bundle) -> dict[str, Any]:
+    """A golden request as `top1_probe` sends it."""
+    manifest, key = bundle.manifest, server.settings.client_key
+    wire = dialect_of(server.name).http(manifest.model, manifest.version)
+    request = wire.request(bundle.golden_inputs()[0][1], top_k=1)
+    content = {
+        "url": server.endpoint.url + request.path,
         "headers": dict(request.headers) | ({API_KEY_HEADER: key} if key else {}),
-        "image": base64.b64encode(request.body).decode(),  # its file may be deployed over
+        "image": base64.b64encode(request.body).decode(),  # its file may be replaced by a later deployment
         "class_id": int(bundle.golden_probabilities()[0].argmax()),
-        "timeout_s": settings.request_timeout_s + 1,  # a server under load gives up first, and says so
+        "timeout_s": server.settings.request_timeout_s + 1,  # an overloaded server gives up first, and reports it
     }
-    if server == "torchserve":
-        from serving.torchserve_server.configuration import LOOPBACK
-
-        management = f"http://{LOOPBACK}:{settings.ports.torchserve_management}"
-        question["queue"] = f"{management}/models/{manifest.model}/{manifest.version}"
-    return question
+    queue_url = server.overload_url(bundle)
+    return content if queue_url is None else content | {"queue": queue_url}
 
 
 def main() -> None:
     """Become the server."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("server", choices=SERVERS)
-    server: ServerName = parser.parse_args().server
+    name = parser.parse_args().server
     try:
         settings = load_settings()
-        bundles = [find_bundle(reference, settings.bundles) for reference in settings.models or (None,)]
-        planned = plan(server, settings, bundles)
+        deployment = Deployment.of(settings)
+        server = server_class(name)(settings, deployment, RUN / name)
+        server.prepare()
+        command = server.start_command()
     except TridentError as error:
         sys.exit(f"error: {error.message}")
-    planned.before_start()
-    planned.folder.mkdir(parents=True, exist_ok=True)
+    command.folder.mkdir(parents=True, exist_ok=True)
     HEALTH_FOLDER.mkdir(mode=0o700, exist_ok=True)
-    questions = [canary(server, planned.endpoint.url, bundle, settings) for bundle in bundles]
-    (HEALTH_FOLDER / "canaries.json").write_text(json.dumps(questions))
+    requests = [golden_request(server, bundle) for bundle in deployment]
+    (HEALTH_FOLDER / "canaries.json").write_text(json.dumps(requests))
     subprocess.Popen([sys.executable, "-IS", cgroup.__file__], start_new_session=True)
-    os.chdir(planned.folder)
-    os.execve(planned.command[0], planned.command, dict(planned.environment))  # noqa: S606 - our own command
+    os.chdir(command.folder)
+    os.execve(command.argv[0], command.argv, dict(command.environment))  # noqa: S606 - our own command
 
 
 if __name__ == "__main__":

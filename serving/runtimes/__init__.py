@@ -1,12 +1,11 @@
-"""Runtimes: uint8 pixels `[N, 3, H, W]` in, float32 probabilities `[N, classes]` out. Servers are another matter: each
-can run any of these.
-"""
+"""Runtimes: uint8 pixels `[N, 3, H, W]` in, float32 probabilities `[N, classes]` out. Every server can run every runtime."""
 
 from typing import Final, Protocol
 
 import numpy as np
 
 from bundle.errors import BundleError, DeploymentError
+from bundle.golden import compare_probabilities
 from bundle.manifest import Artefact, Format, Precision
 from bundle.postprocess import Probabilities
 from bundle.preprocess import Pixels, preprocess
@@ -57,10 +56,10 @@ def open_runtime(
 
 
 def ready_runtime(bundle: Bundle, settings: ServerSettings) -> Runtime:
-    """A copy of the model that is loaded, warmed up at every batch size, and has reproduced its golden answers.
+    """A copy of the model, loaded, warmed up at every batch size, and checked against its golden answers.
 
     Raises:
-        BundleError: as `open_runtime`, or the answers are not the golden ones.
+        BundleError: as `open_runtime`, or a golden answer is not reproduced.
     """
     runtime = open_runtime(
         bundle, settings.runtime, settings.precision, settings.device, settings.threads, settings.max_batch_size
@@ -71,9 +70,7 @@ def ready_runtime(bundle: Bundle, settings: ServerSettings) -> Runtime:
 
 
 def warm_up(runtime: Runtime, bundle: Bundle, max_batch_size: int) -> None:
-    """Run batches of 1, 2, 4 ... `max_batch_size`, twice each: runtimes allocate and specialise on first sight of a
-    shape.
-    """
+    """Run batches of 1, 2, 4 ... `max_batch_size`, twice each: runtimes allocate and specialise for every new shape."""
     spec = bundle.manifest.input
     sizes = sorted({*(2**power for power in range(max_batch_size.bit_length())), max_batch_size})
     for size in sizes * 2:
@@ -81,17 +78,13 @@ def warm_up(runtime: Runtime, bundle: Bundle, max_batch_size: int) -> None:
 
 
 def check_golden(runtime: Runtime, bundle: Bundle, tolerance: float) -> None:
-    """Compare with the bundle's golden answers.
+    """Compare the runtime's answers with the bundle's golden ones.
 
     Raises:
-        BundleError: they differ by more than `tolerance`.
+        BundleError: one is wrong.
     """
-    golden = bundle.golden_probabilities()
-    for (name, data), expected in zip(bundle.golden_inputs(), golden, strict=True):
-        difference = float(
-            np.abs(runtime.infer(preprocess(data, bundle.manifest.input)[np.newaxis])[0] - expected).max()
-        )
-        if not difference <= tolerance:
-            raise BundleError(
-                f"bundle {bundle.name} does not reproduce its golden answer to {name}: off by {difference:.1e}"
-            )
+    for example in bundle.golden_examples():
+        pixels = preprocess(example.data, bundle.manifest.input)
+        fault = compare_probabilities(runtime.infer(pixels[np.newaxis])[0], example.expected.probabilities, tolerance)
+        if fault is not None:
+            raise BundleError(f"bundle {bundle.name} does not reproduce its golden answer to {example.name}: {fault}")

@@ -1,87 +1,165 @@
-"""What the three deployments have in common: how a server is started, where it answers, how it is known to be ready."""
+"""One interface over the servers: all that a supervisor, a container and the command line need of each.
 
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+A server NAME of `serving.clients.endpoint.ServerName` is the class `SERVER` of `serving.servers.NAME`.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import ClassVar, Final
 
+from bundle.golden import Fault
 from bundle.store import Bundle
-from serving.clients.endpoint import Endpoint
+from serving.clients.endpoint import Endpoint, ServerName
+from serving.deployment import Deployment
+from serving.settings import ServerSettings, ServingSettings
 
-
-class Versions(typing.Protocol):
-    """The versions of the models in a running server. Every method blocks until the server has done it.
-
-    Raises, all of them: DeploymentError (the server refused), OSError (it cannot be reached).
-    """
-
-    def load(self, bundle: Bundle) -> None:
-        """Load it beside what is there; it answers when it is asked for by its version."""
-
-    def make_default(self, bundle: Bundle) -> None:
-        """Let it answer when no version is asked for."""
-
-    def unload(self, bundle: Bundle) -> None:
-        """Wait until it has answered what it took, then drop it. Nobody may ask for it any more."""
-
-
-class Care(typing.Protocol):
-    """What a running server needs from its supervisor, because it does not do it itself. `bundles` is what it serves.
-
-    Every method blocks, and may raise DeploymentError (the server refused) or OSError (it cannot be reached).
-    """
-
-    def fault(self, bundles: Sequence[Bundle]) -> str:
-        """What is broken in it that a prediction may not show (a dead worker of several), or ''. Cheap."""
-
-    def mend(self, bundles: Sequence[Bundle]) -> str:
-        """Repair what `fault` found, without stopping the server. What was done, or '' if nothing can be (yet)."""
-
-    def answered(self, bundle: Bundle) -> float:
-        """A number that grows with every prediction of a bundle, for whomever; NaN if the server cannot be asked. Always
-        the same for a server that says in time that it is too busy. Cheap; raises nothing.
-        """
-
-    def drain(self, bundles: Sequence[Bundle]) -> None:
-        """Wait until it has answered what it took; it is stopped next."""
-
-
-class NoCare:
-    """For a server that looks after itself."""
-
-    def fault(self, bundles: Sequence[Bundle]) -> str:
-        """Nothing."""
-        return ""
-
-    def mend(self, bundles: Sequence[Bundle]) -> str:
-        """Nothing."""
-        return ""
-
-    def answered(self, bundle: Bundle) -> float:
-        """It says in time that it is too busy."""
-        return 0.0
-
-    def drain(self, bundles: Sequence[Bundle]) -> None:
-        """It drains when it is stopped."""
+EffectiveSettings = dict[str, object]
+REPAIR_AFTER_S: Final = 20.0  # time for a server to replace its own workers
+# What `trident status` compares with what was asked for, in this order.
+READ_BACK: tuple[str, ...] = (
+    *("runtime", "workers", "threads", "max_batch_size", "queue_delay_ms", "queue_size"),
+    *("request_timeout_s", "max_body_bytes", "max_image_pixels"),
+)
 
 
 @dataclass(frozen=True)
-class ServerPlan:
-    """A server that is configured and can be started.
+class StartCommand:
+    """A program that runs in the foreground and stops on SIGTERM."""
 
-    `command` runs in the foreground as the leader of a process group, and stops on SIGTERM. `workers_ready` raises or
-    returns False until the server's own workers are up; a prediction is checked afterwards by whoever starts it.
-    `before_start` runs before every start, also after a crash; `cleanup` removes, at the end, what the server leaves
-    outside its folder. `care` is made for every start, with the server's pid.
-    """
-
-    endpoint: Endpoint
-    command: tuple[str, ...]
+    argv: tuple[str, ...]
     environment: Mapping[str, str]
     folder: Path
-    workers_ready: Callable[[], bool]
-    versions: Versions
-    before_start: Callable[[], object] = field(default=lambda: None)
-    cleanup: Callable[[], None] = field(default=lambda: None)
-    care: Callable[[int], Care] = field(default=lambda _pid: NoCare())
-    stop_timeout_s: float = 15.0
+
+
+@dataclass(frozen=True)
+class KillTarget:
+    """A process that `trident drill` kills: the first descendant whose command line has `marker`; None: the server."""
+
+    description: str
+    marker: str | None = None
+
+
+class Server(ABC):
+    """One server on this machine. Methods are in the order of its life; each blocks until it is done.
+
+    Making an object does nothing: `prepare` writes files, `start_command` is executed by the caller. Methods that talk to
+    the running server raise DeploymentError (it refused) or OSError (it cannot be reached).
+
+    Args:
+        settings: as given, for all servers.
+        folder: for the rendered configuration; it belongs to the server alone.
+    """
+
+    name: ClassVar[ServerName]
+    kill_targets: ClassVar[tuple[KillTarget, ...]] = ()
+    repair_description: ClassVar[str] = ""
+
+    def __init__(self, settings: ServingSettings, deployment: Deployment, folder: Path) -> None:
+        self.settings: ServerSettings = settings.of(self.name)
+        self.deployment = deployment
+        self.folder = folder.resolve()
+        self.pid: int | None = None
+        self.repair_after_s = REPAIR_AFTER_S
+
+    @property
+    @abstractmethod
+    def endpoint(self) -> Endpoint:
+        """Its addresses."""
+
+    @property
+    def stop_timeout_s(self) -> float:
+        """How long it may take to stop after SIGTERM, before it is killed."""
+        return 15.0
+
+    # --- start
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Write the configuration for the deployment. Again whenever the deployment has changed.
+
+        Raises:
+            DeploymentError: something that the server needs is not installed; the message says what to do.
+            BundleError: a bundle has no artefact for the settings.
+        """
+
+    @abstractmethod
+    def start_command(self) -> StartCommand:
+        """What to execute. Called before every start: it also removes what a killed process left behind."""
+
+    def started(self, pid: int) -> None:
+        """It was started as process `pid`."""
+        self.pid = pid
+
+    @abstractmethod
+    def is_up(self) -> bool:
+        """Whether its workers are up. The caller then sends a golden request."""
+
+    # --- versions
+
+    @abstractmethod
+    def load(self, bundle: Bundle) -> None:
+        """Load a version beside those that are served. It answers requests for exactly this version."""
+
+    @abstractmethod
+    def make_default(self, bundle: Bundle) -> None:
+        """Let a loaded version answer requests that name no version."""
+
+    @abstractmethod
+    def unload(self, bundle: Bundle) -> None:
+        """Wait until a version has answered what it has accepted, then drop it. New requests no longer name it."""
+
+    # --- supervision
+
+    def probe(self) -> Fault | None:
+        """What is broken that a golden request may not show: one of several workers, for example. Cheap."""
+        return None
+
+    def repair(self) -> str | None:
+        """Repair what `probe` found without a restart. Returns what was done; None: nothing, or not yet."""
+        return None
+
+    def predictions_served(self, bundle: Bundle) -> float | None:
+        """A counter that grows with every prediction of the bundle's model; None if the server does not tell.
+
+        Only for servers that let a request wait without an answer: a counter that grows tells an overloaded server from a
+        dead one.
+        """
+        return None
+
+    def overload_url(self, bundle: Bundle) -> str | None:
+        """Where the server reports its queue and workers as TorchServe does; None: it refuses in time by itself."""
+        return None
+
+    def drain(self) -> None:
+        """Wait until accepted requests are answered. SIGTERM comes next."""
+        return
+
+    # --- what it runs with
+
+    @abstractmethod
+    def effective_settings(self) -> EffectiveSettings:
+        """Settings as the running server reports them, in our units and by our names; only those that it reports."""
+
+    def expected_settings(self) -> EffectiveSettings:
+        """What `effective_settings` should report: our settings, as far as the server can express them."""
+        return {name: getattr(self.settings, name) for name in READ_BACK}
+
+    def cleanup(self) -> None:
+        """Remove what it keeps outside its folder. It has stopped for good."""
+        return
+
+    # --- for subclasses
+
+    def child_environment(self) -> dict[str, str]:
+        """This process's environment, with the mark that spares children to verify the same bundles again."""
+        return {**os.environ, **self.deployment.mark_verified()}
+
+
+def server_class(name: ServerName) -> type[Server]:
+    """The class of a server. Imported when asked for: each container image has the packages of its own server only."""
+    found: type[Server] = import_module(f"serving.servers.{name}").SERVER
+    return found

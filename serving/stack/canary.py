@@ -1,107 +1,132 @@
-"""A real image to a server: the only health check that none of the three can pass while it is broken."""
+"""Golden requests to a server: the only health check that a broken server cannot pass."""
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from bundle.errors import TridentError, UnavailableError
-from bundle.postprocess import Probabilities
-from bundle.store import Bundle
+from bundle.golden import Fault, compare
+from bundle.postprocess import DEFAULT_TOP_K
+from bundle.store import Bundle, GoldenExample
 from serving.clients.client import UnreachableError
 from serving.clients.connect import connect
-from serving.clients.endpoint import Endpoint
 from serving.clients.http_wire import RefusedError
-from serving.container.top1_probe import is_busy
+from serving.container.top1_probe import is_overloaded
+from serving.deployment import Deployment
 from serving.runtimes import artefact_for
+from serving.servers.server import Server
 from serving.settings import ServingSettings
 
-Answered = Callable[[Bundle], float]
 _POLL_S: Final = 0.1
 
 
 @dataclass(frozen=True)
-class _Question:
-    """A golden image, its probabilities, and the version that is asked for (None: the default one)."""
+class _GoldenRequest:
+    """One golden example, sent to a version of its model (None: the default version)."""
 
     bundle: Bundle
     version: int | None
-    name: str
-    image: bytes
-    expected: Probabilities
+    example: GoldenExample
     tolerance: float
 
 
 class Canary:
-    """The questions to whoever serves `bundles`; of several versions of a model, the last one is the default.
+    """One golden request for every deployed version, and one for the default version of each model.
 
-    Read once: what a bundle's folder holds later must not decide about a running server.
+    The examples are read once: what happens to a bundle's folder later says nothing about a running server.
     """
 
-    def __init__(self, bundles: Sequence[Bundle], settings: ServingSettings) -> None:
+    def __init__(self, deployment: Deployment, settings: ServingSettings) -> None:
+        """Raises: BundleError, OSError: a bundle cannot be read."""
         self._settings = settings
-        self._questions: list[_Question] = []
-        default = {bundle.manifest.model: bundle for bundle in bundles}
-        for bundle in bundles:
-            (name, image), expected = bundle.golden_inputs()[0], bundle.golden_probabilities()[0]
-            tolerance = artefact_for(bundle, settings.runtime, settings.precision).tolerance
-            versions = [bundle.manifest.version, *([None] if default[bundle.manifest.model] is bundle else [])]
-            self._questions += [_Question(bundle, version, name, image, expected, tolerance) for version in versions]
+        self._examples = {bundle.name: _first_example(bundle) for bundle in deployment}
+        self._requests = self._requests_to(deployment)
 
-    def fault(
-        self,
-        endpoint: Endpoint,
-        *,
-        busy_is_well: bool = False,
-        broken: bool = False,
-        answered: Answered = lambda _: 0.0,
-    ) -> str:
-        """'' if the server gives the golden answers, else what is wrong.
+    def replaced(self, deployment: Deployment) -> "Canary":
+        """The golden requests of another deployment; only new bundles are read.
+
+        Raises:
+            BundleError, OSError: a bundle cannot be read.
+        """
+        canary = Canary(Deployment(()), self._settings)
+        for bundle in deployment:
+            canary._examples[bundle.name] = self._examples.get(bundle.name) or _first_example(bundle)
+        canary._requests = canary._requests_to(deployment)
+        return canary
+
+    def _requests_to(self, deployment: Deployment) -> list[_GoldenRequest]:
+        settings, requests = self._settings, []
+        for bundle in deployment:
+            example = self._examples[bundle.name]
+            tolerance = artefact_for(bundle, settings.runtime, settings.precision).tolerance
+            versions = [bundle.manifest.version, *([None] if deployment.is_default(bundle) else [])]
+            requests += [_GoldenRequest(bundle, version, example, tolerance) for version in versions]
+        return requests
+
+    def fault(self, server: Server) -> Fault | None:
+        """The first wrong or missing answer, or None."""
+        return self._first_fault(server, overload_is_healthy=False, refusal_is_known=False)
+
+    def fault_under_load(self, server: Server, *, refusal_is_known: bool = False) -> Fault | None:
+        """As `fault`, but an overloaded server counts as healthy: one whose queue is full, one that could not answer in
+        time, and one that does not answer this request while it answers others.
 
         Args:
-            busy_is_well: a server is in order that refuses because its queue is full, or too long to be in time, or
-                that does not answer at all, but answers others meanwhile. One such answer ends the round.
-            broken: a 503 says nothing new: the server is known to lack workers, or was asked all of this before.
-            answered: `serving.servers.server.Care.answered`.
+            refusal_is_known: a 503 tells nothing new: the server is known to lack workers, or has passed before.
         """
-        for question in self._questions:
-            before = answered(question.bundle) if busy_is_well else 0.0
+        return self._first_fault(server, overload_is_healthy=True, refusal_is_known=refusal_is_known)
+
+    def _first_fault(self, server: Server, *, overload_is_healthy: bool, refusal_is_known: bool) -> Fault | None:
+        for request in self._requests:
+            served = server.predictions_served(request.bundle) if overload_is_healthy else None
             try:
-                fault = self._ask(endpoint, question)
-            except RefusedError as error:
-                full = is_busy(error.code, error.body, None)
-                if not full and error.code == UnavailableError.status:
-                    full = broken or self._answers_others(question.bundle, before, answered)
-                if busy_is_well and full:
-                    return ""
-                fault = error.message
-            except UnreachableError as error:
-                if busy_is_well and answered(question.bundle) > before:
-                    return ""
-                fault = error.message
+                fault = self._send(server, request)
             except TridentError as error:
-                fault = error.message
-            if fault:
+                if overload_is_healthy and self._is_overload(server, request, error, served, refusal_is_known):
+                    return None  # one such answer ends the round
+                fault = Fault("no-answer", error.message)
+            if fault is not None:
                 return fault
-        return ""
+        return None
 
-    def _ask(self, endpoint: Endpoint, question: _Question) -> str:
-        manifest = question.bundle.manifest
-        timeout_s, key = self._settings.request_timeout_s + 1, self._settings.client_key
-        with connect(endpoint, manifest.model, question.version, timeout_s=timeout_s, api_key=key) as client:
-            answer = client.predict(question.image)
-        if (answer.model, answer.version) != (manifest.model, manifest.version):
-            return f"{answer.model}:{answer.version} answers instead of {question.bundle.name}"
-        top, expected = answer.top, question.expected
-        if not abs(top.probability - expected[top.class_id]) <= question.tolerance:
-            return f"wrong answer to {question.name}: {top.label} {top.probability:.4f}, golden {expected[top.class_id]:.4f}"
-        return ""
+    def _send(self, server: Server, request: _GoldenRequest) -> Fault | None:
+        manifest, settings = request.bundle.manifest, self._settings
+        timeout_s = settings.request_timeout_s + 1  # the server gives up first, and says so
+        with connect(
+            server.endpoint, manifest.model, request.version, timeout_s=timeout_s, api_key=settings.client_key
+        ) as client:
+            answer = client.predict(request.example.data)
+        return compare(answer, request.example.expected, request.tolerance)
 
-    def _answers_others(self, bundle: Bundle, before: float, answered: Answered) -> bool:
-        """Within the time that a batch may take: TorchServe says the same 503 when its queue is full as when it has no
-        workers.
+    def _is_overload(
+        self, server: Server, request: _GoldenRequest, error: TridentError, served: float | None, refusal_is_known: bool
+    ) -> bool:
+        if isinstance(error, UnreachableError):
+            return _has_grown(served, server.predictions_served(request.bundle))
+        if not isinstance(error, RefusedError):
+            return False
+        if is_overloaded(error.code, error.body, None):
+            return True
+        if error.code != UnavailableError.status:
+            return False
+        return refusal_is_known or self._answers_others(server, request.bundle, served)
+
+    def _answers_others(self, server: Server, bundle: Bundle, served: float | None) -> bool:
+        """Whether other requests are answered within the time that a batch may take.
+
+        TorchServe answers 503 when its queue is full, and the same 503 when it has no workers.
         """
         deadline = time.monotonic() + self._settings.request_timeout_s
-        while (now := answered(bundle)) == before and before > 0 and time.monotonic() < deadline:
+        while not (grown := _has_grown(served, now := server.predictions_served(bundle))):
+            if not served or now is None or time.monotonic() > deadline:
+                break
             time.sleep(_POLL_S)
-        return now > before
+        return grown
+
+
+def _first_example(bundle: Bundle) -> GoldenExample:
+    return bundle.golden_examples(DEFAULT_TOP_K)[0]
+
+
+def _has_grown(before: float | None, now: float | None) -> bool:
+    return before is not None and now is not None and now > before

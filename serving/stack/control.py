@@ -17,10 +17,12 @@ from bundle.atomic_file import atomic_write
 from bundle.errors import DeploymentError
 from bundle.store import Bundle
 from serving.clients.endpoint import SERVERS, ServerName
+from serving.deployment import Deployment
 from serving.scratch import remove_scratch
 from serving.settings import ServingSettings
 from serving.stack.ports import check_ports_free, free_ports
 from serving.stack.state import ROLLOUT_REQUEST, STACK, RolloutState, StackState, log_path, read_state
+from serving.stack.timing import SupervisionTiming
 
 OnChange = Callable[[StackState], None]
 _STOP_TIMEOUT_S: Final = 60.0  # and three times what a request may take: to drain, and to end
@@ -38,15 +40,19 @@ def start_stack(
     servers: Sequence[ServerName],
     folder: Path = STACK,
     *,
+    deployment: Deployment | None = None,
     choose_ports: bool = False,
     owned: bool = False,
+    timing: SupervisionTiming | None = None,
     on_change: OnChange = lambda _: None,
 ) -> StackState:
     """Start the servers and return when all are ready.
 
     Args:
+        deployment: what the settings name, if the caller has read it already.
         choose_ports: take free ports instead of the ones in `settings`.
         owned: tie the stack to this process: it stops when this process ends, however that happens.
+        timing: of the supervision; default: `SupervisionTiming()`.
         on_change: is called with every new state on the way.
 
     Raises:
@@ -62,13 +68,15 @@ def start_stack(
         running = current_stack(folder)
         if running is not None:
             raise DeploymentError(f"a stack runs already ({', '.join(running.servers)}); stop it with `trident down`")
+        deployment = deployment or Deployment.of(settings)
+        settings = deployment.settings_for_children(settings)
         if choose_ports:
             settings = settings.model_copy(update={"ports": free_ports()})
         check_ports_free(servers, settings.ports, settings.host)
         for server in servers:
             log_path(folder, server).unlink(missing_ok=True)
         (folder / "state.json").unlink(missing_ok=True)
-        process = _spawn_supervisor(settings, servers, folder, owned=owned)
+        process = _spawn_supervisor(settings, servers, folder, deployment=deployment, owned=owned, timing=timing)
         try:
             state = _until_ready(process, folder, on_change)
             if not state.ready:
@@ -141,12 +149,16 @@ def roll_out_bundle(bundle: Bundle, folder: Path = STACK, on_change: OnChange = 
 
 @contextmanager
 def running_stack(
-    settings: ServingSettings, servers: Sequence[ServerName], folder: Path = STACK, on_change: OnChange = lambda _: None
+    settings: ServingSettings,
+    servers: Sequence[ServerName],
+    folder: Path = STACK,
+    on_change: OnChange = lambda _: None,
+    timing: SupervisionTiming | None = None,
 ) -> Iterator[StackState]:
     """A stack on free ports for the duration of a block. It ends with the block, or with this process if that comes
     first.
     """
-    state = start_stack(settings, servers, folder, choose_ports=True, owned=True, on_change=on_change)
+    state = start_stack(settings, servers, folder, choose_ports=True, owned=True, timing=timing, on_change=on_change)
     try:
         yield state
     finally:
@@ -158,9 +170,17 @@ _spawned: Final[list[subprocess.Popen[bytes]]] = []  # the supervisors that this
 
 
 def _spawn_supervisor(
-    settings: ServingSettings, servers: Sequence[ServerName], folder: Path, *, owned: bool
+    settings: ServingSettings,
+    servers: Sequence[ServerName],
+    folder: Path,
+    *,
+    deployment: Deployment,
+    owned: bool,
+    timing: SupervisionTiming | None,
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "serving.stack.supervisor", str(folder.resolve()), *servers]
+    if timing is not None:
+        command += ["--timing", timing.model_dump_json()]
     inherited: tuple[int, ...] = ()
     if owned:
         read_end, write_end = os.pipe()
@@ -170,7 +190,7 @@ def _spawn_supervisor(
     with (folder / "supervisor.log").open("wb") as log:
         process = subprocess.Popen(
             command,
-            env=settings.child_environment(),
+            env={**settings.child_environment(), **deployment.mark_verified()},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

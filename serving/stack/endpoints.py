@@ -1,26 +1,25 @@
-"""Whom to ask: addresses given by hand, or the servers of the running stack."""
+"""Whom to ask: addresses from the command line, or the servers of the running stack."""
 
 from collections.abc import Sequence
 
 from bundle.errors import DeploymentError
 from bundle.store import Bundle, find_bundle, read_bundle
 from serving.clients.endpoint import SERVERS, Endpoint, Protocol, ServerName
-from serving.settings import ServingSettings, load_settings
+from serving.settings import ServingSettings
 from serving.stack.control import current_stack
+from serving.stack.state import StackState
 
 
 def server_names(text: str) -> list[ServerName]:
     """`all`, or names separated by commas.
 
     Raises:
-        DeploymentError: an unknown name.
+        DeploymentError: a name is unknown.
     """
     names = list(SERVERS) if text == "all" else [name.strip() for name in text.split(",")]
     unknown = [name for name in names if name not in SERVERS]
     if unknown:
-        raise DeploymentError(
-            f"unknown server {', '.join(map(repr, unknown))}; there are {', '.join(SERVERS)}, and all"
-        )
+        raise DeploymentError(f"unknown server {', '.join(map(repr, unknown))}; known: {', '.join(SERVERS)}, all")
     return [name for name in SERVERS if name in names]
 
 
@@ -28,17 +27,17 @@ def parse_protocol(text: str) -> Protocol:
     """`http` or `grpc`.
 
     Raises:
-        DeploymentError: something else.
+        DeploymentError: it is something else.
     """
     if text == "http":
         return "http"
     if text == "grpc":
         return "grpc"
-    raise DeploymentError(f"unknown protocol {text!r}; there are http and grpc")
+    raise DeploymentError(f"unknown protocol {text!r}; known: http, grpc")
 
 
 def speaking(protocol: Protocol, endpoints: Sequence[Endpoint]) -> list[Endpoint]:
-    """Those that speak it.
+    """The endpoints that speak a protocol.
 
     Raises:
         DeploymentError: none does.
@@ -49,21 +48,34 @@ def speaking(protocol: Protocol, endpoints: Sequence[Endpoint]) -> list[Endpoint
     return found
 
 
-def find_endpoints(servers: str, urls: Sequence[str] | None, model: str | None) -> tuple[list[Endpoint], Bundle]:
-    """Where to ask, and the bundle whose answers are expected.
-
-    Args:
-        servers: as `server_names`; of the running stack.
-        urls: `SERVER=URL`; if there are any, they are asked instead of the stack.
-        model: as `find_bundle`; by default the stack's first model, or with `urls` the newest bundle.
+def running_state() -> StackState:
+    """The state of the running stack.
 
     Raises:
-        DeploymentError: no stack runs, or a server that was asked for is not ready.
-        BundleError: no such bundle.
+        DeploymentError: no stack runs.
     """
-    bundles = load_settings().bundles
+    state = current_stack()
+    if state is None:
+        raise DeploymentError("no stack is running; start it with `trident up`")
+    return state
+
+
+def find_endpoints(
+    settings: ServingSettings, servers: str, urls: Sequence[str] | None, model: str | None
+) -> tuple[list[Endpoint], Bundle]:
+    """Whom to ask, and the bundle whose answers are expected.
+
+    Args:
+        servers: of the running stack, as in `server_names`.
+        urls: `SERVER=URL`, instead of the running stack.
+        model: as in `find_bundle`; default: the stack's first model, or with `urls` the newest bundle.
+
+    Raises:
+        DeploymentError: no stack runs, or one of these servers is not ready.
+        BundleError: there is no such bundle.
+    """
     if urls:
-        return [parse_url(entry) for entry in urls], find_bundle(model, bundles)
+        return [parse_url(entry) for entry in urls], find_bundle(model, settings.bundles)
     state = current_stack()
     if state is None:
         raise DeploymentError("no stack is running; start it with `trident up`, or name servers with --url")
@@ -72,29 +84,25 @@ def find_endpoints(servers: str, urls: Sequence[str] | None, model: str | None) 
     missing = [name for name in names if name not in ready]
     if missing:
         raise DeploymentError(f"{', '.join(missing)} is not ready; see `trident status`")
-    bundle = read_bundle(state.bundles[0]) if model is None else find_bundle(model, bundles)
+    bundle = read_bundle(state.bundles[0]) if model is None else find_bundle(model, settings.bundles)
     return [ready[name] for name in names], bundle
 
 
-def settings_in_force(*, given: bool) -> ServingSettings:
-    """The settings of the running stack, with the keys of this process's settings; or with `given` addresses, of which
-    nothing is known, this process's own.
-    """
-    ours = load_settings()
+def settings_in_force(settings: ServingSettings, *, given: bool) -> ServingSettings:
+    """The settings of the running stack, with the API keys of `settings`; for `given` addresses `settings` themselves."""
     state = None if given else current_stack()
-    return ours if state is None else state.settings.model_copy(update={"api_keys": ours.api_keys})
+    return settings if state is None else state.settings.model_copy(update={"api_keys": settings.api_keys})
 
 
 def is_default_version(bundle: Bundle) -> bool:
-    """Whether the running stack answers with this bundle when no version is asked for."""
+    """Whether the running stack answers by this bundle if a request names no version."""
     state = current_stack()
-    served = [] if state is None else [path for path in state.bundles if path.parent.name == bundle.manifest.model]
-    return bool(served) and served[-1].name == str(bundle.manifest.version)
+    return state is not None and state.deployment().is_default(bundle)
 
 
 def parse_url(entry: str) -> Endpoint:
-    """`SERVER=URL`, and where it matters the addresses of gRPC, of the metrics and of its container's metrics too:
-    `SERVER=URL,HOST:PORT,METRICS_URL,CONTAINER_URL`; what is left empty has its default.
+    """`SERVER=URL`, or with the addresses of gRPC, of the metrics and of the container's metrics
+    `SERVER=URL,HOST:PORT,METRICS_URL,CONTAINER_URL`. What is left empty has its default.
 
     Raises:
         DeploymentError: it is something else.
@@ -103,7 +111,7 @@ def parse_url(entry: str) -> Endpoint:
     url, grpc, metrics_url, container_url = [*addresses.split(","), "", "", ""][:4]
     if server not in SERVERS or not url.startswith(("http://", "https://")) or addresses.count(",") > 3:
         example = "fastapi=http://127.0.0.1:8000"
-        raise DeploymentError(f"--url {entry!r} is not SERVER=URL ({example}); servers are {', '.join(SERVERS)}")
+        raise DeploymentError(f"--url {entry!r} is not SERVER=URL ({example}); servers: {', '.join(SERVERS)}")
     url = url.rstrip("/")
     return Endpoint(
         server=server,
@@ -115,15 +123,13 @@ def parse_url(entry: str) -> Endpoint:
 
 
 def previous_bundle() -> Bundle:
-    """What the last rollout of the running stack replaced.
+    """The version that the last rollout of the running stack replaced.
 
     Raises:
         DeploymentError: no stack runs, or nothing was rolled out.
-        BundleError: it is not there any more.
+        BundleError: the bundle does not exist any more.
     """
-    state = current_stack()
-    if state is None:
-        raise DeploymentError("no stack is running; start it with `trident up`")
-    if state.previous is None:
+    previous = running_state().previous
+    if previous is None:
         raise DeploymentError("nothing was rolled out since `trident up`; there is nothing to go back to")
-    return read_bundle(state.previous)
+    return read_bundle(previous)

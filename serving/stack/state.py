@@ -1,4 +1,4 @@
-"""The state of the stack, as a file: written by the supervisor only, whole at every change; read by everybody else."""
+"""The state of the stack, as a file: only the supervisor writes it, atomically at every change."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,19 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bundle.atomic_file import atomic_write
 from serving.clients.endpoint import Endpoint, ServerName
+from serving.deployment import Deployment
 from serving.settings import ServingSettings
 
 STACK: Final = Path("artifacts/stack")
 ROLLOUT_REQUEST: Final = "rollout.request"  # a file in the stack's folder: the path of the bundle to roll out
 
-# degraded: it runs, but something in it is broken; `message` says what, and what is done about it.
+# degraded: it runs, but a part of it is broken; `message` says which, and what was done about it.
 Phase = Literal["preparing", "starting", "ready", "degraded", "restarting", "failed", "stopping", "stopped"]
 RolloutPhase = Literal["loading", "verifying", "switching", "unloading", "done", "refused"]
 UP: Final[tuple[Phase, ...]] = ("ready", "degraded")
 
 
 class ServerState(BaseModel):
-    """One server. `message` says why it is in this phase, where that needs saying."""
+    """One server. `message`: why it is in this phase, where that is not obvious."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,13 +29,13 @@ class ServerState(BaseModel):
     pid: int | None = None
     endpoint: Endpoint | None = None
     restarts: int = 0
-    mended: int = 0
+    repairs: int = 0
     ready_after_s: float | None = None
     message: str = ""
 
 
 class RolloutState(BaseModel):
-    """The last rollout, or the one that is under way. `message` says why it was refused."""
+    """The last rollout, or the one in progress. `message`: why it was refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,9 +52,7 @@ class RolloutState(BaseModel):
 
 
 class StackState(BaseModel):
-    """The stack. It runs if the process `pid` runs and was started at `started_at` (a pid alone may be somebody else's
-    by now).
-    """
+    """The stack. It runs if process `pid` runs and was created at `process_created` (the pid alone may have been reused)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,12 +70,16 @@ class StackState(BaseModel):
         """Every server is ready."""
         return all(server.phase == "ready" for server in self.servers.values())
 
+    def deployment(self) -> Deployment:
+        """What is served. The supervisor has verified it."""
+        return Deployment.read(self.bundles)
+
     def pids(self) -> dict[str, tuple[int, ...]]:
         """The leader of each server's processes."""
         return {name: (server.pid,) for name, server in self.servers.items() if server.pid is not None}
 
     def endpoints(self) -> list[Endpoint]:
-        """Where the servers answer that are up."""
+        """The addresses of the servers that are up."""
         return [
             server.endpoint for server in self.servers.values() if server.phase in UP and server.endpoint is not None
         ]
@@ -95,6 +98,11 @@ def read_state(folder: Path = STACK) -> StackState | None:
         return None
 
 
+def log_folder(folder: Path) -> Path:
+    """Where the servers' output goes."""
+    return folder / "logs"
+
+
 def log_path(folder: Path, server: ServerName) -> Path:
     """Where a server's output goes."""
-    return folder / "logs" / f"{server}.log"
+    return log_folder(folder) / f"{server}.log"

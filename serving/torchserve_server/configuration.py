@@ -5,11 +5,10 @@ becomes 100 ms), so a `queue_delay_ms` below 1 becomes 1 ms.
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bundle.store import Bundle
+from serving.deployment import Deployment
 from serving.settings import ServerSettings
 from serving.torchserve_server.archive import archive_name
 
@@ -34,12 +33,11 @@ def model_config(settings: ServerSettings) -> dict[str, Any]:
     }
 
 
-def config_properties(settings: ServerSettings, bundles: Sequence[Bundle], store: Path, metrics_config: Path) -> str:
+def config_properties(settings: ServerSettings, deployment: Deployment, store: Path, metrics_config: Path) -> str:
     """config.properties: management on loopback only, models from the store alone, bounded requests."""
     host, ports = settings.host, settings.ports
-    default = {bundle.manifest.model: bundle for bundle in bundles}  # of several versions, the last named one
-    first = [bundle for bundle in bundles if default[bundle.manifest.model] is bundle]  # TorchServe takes the first
-    ordered = [*first, *(bundle for bundle in bundles if bundle not in first)]
+    # TorchServe makes the first version of a model the default.
+    ordered = sorted(deployment, key=lambda bundle: not deployment.is_default(bundle))
     lines = {
         "inference_address": f"http://{host}:{ports.torchserve}",
         "management_address": f"http://{LOOPBACK}:{ports.torchserve_management}",

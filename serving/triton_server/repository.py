@@ -15,7 +15,7 @@ from typing import Final
 
 from bundle.atomic_file import atomic_write
 from bundle.store import MANIFEST, Bundle
-from serving.clients.http_wire import triton_model
+from serving.clients.triton import triton_model
 from serving.runtimes import artefact_for
 from serving.settings import RuntimeName, ServerSettings
 

@@ -1,10 +1,9 @@
-"""Proof that the servers agree: a row per check, a column per lane (a server and a protocol).
+"""`trident verify`: proof that the servers agree. A row per check, a column per lane (a server and a protocol).
 
-Right answers to golden and to odd images, errors that are the client's where the input is at fault, health that is
-true, metrics that count, versions that are reported.
+Right answers to golden and to edge-case images, client errors for bad input, truthful health endpoints, metrics that
+count, and versions that are reported.
 """
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,39 +13,32 @@ from typing import Final
 import numpy as np
 
 from bundle.errors import TridentError
-from bundle.postprocess import Probabilities
+from bundle.golden import Expected, Fault
 from bundle.preprocess import preprocess
-from bundle.store import Bundle
+from bundle.store import Bundle, GoldenExample
 from serving.clients.client import Client
 from serving.clients.connect import connect
+from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import Endpoint, Protocol
-from serving.clients.golden import Comparison, compare
-from serving.clients.http_wire import RefusedError
+from serving.clients.golden import GoldenResult, check_examples
+from serving.clients.http_wire import API_KEY_HEADER, RefusedError
 from serving.runtimes import Runtime, artefact_for, open_runtime
-from serving.server_api import fetch
+from serving.server_api import fetch, metric_sum
 from serving.settings import ServingSettings
 from serving.verify.edge_case_images import edge_case_images, too_many_pixels
 
 _NO_SUCH_VERSION: Final = 999_999
-_TOGETHER: Final = 8
-_COUNTED_WITHIN_S: Final = 2.0  # another process than the one asked may have answered, and tells a little later
-# Where each server says that it is well, and which of its metrics counts requests.
-_HEALTH: Final = {
-    "fastapi": ("/v2/health/live", "/v2/health/ready"),
-    "torchserve": ("/ping",),
-    "triton": ("/v2/health/live", "/v2/health/ready"),
-}
-_COUNTER: Final = {
-    "fastapi": r"trident_requests_total\{",
-    "torchserve": r"ts_inference_requests_total\{",
-    "triton": r"nv_inference_request_success\{",
-}
+_CONCURRENT: Final = 8
+_COUNTED_WITHIN_S: Final = 2.0  # another process than the one that answered may report the counter, a little later
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check of one lane. `passed` is None where the check does not apply. `detail` says what was seen, and for a
-    failure names the image.
+    """One check of one lane.
+
+    Args:
+        passed: None where the check does not apply.
+        detail: what was seen; for a failure it names the image.
     """
 
     lane: str
@@ -59,7 +51,7 @@ Outcome = tuple[bool | None, str]
 
 
 @dataclass(frozen=True)
-class Lane:
+class VerifiedLane:
     """What the checks of one lane share."""
 
     endpoint: Endpoint
@@ -70,7 +62,7 @@ class Lane:
 
     @property
     def name(self) -> str:
-        """As the column's head."""
+        """The column's head."""
         return f"{self.endpoint.server} {self.protocol}"
 
     @property
@@ -90,17 +82,17 @@ def verify(
     endpoint: Endpoint,
     protocol: Protocol,
     bundle: Bundle,
-    settings: ServingSettings | None = None,
+    settings: ServingSettings,
     *,
     is_default: bool = True,
 ) -> list[Check]:
     """Every check of one lane.
 
     Args:
-        settings: what the server runs with (its precision decides the tolerance).
-        is_default: the bundle's version answers when none is asked for.
+        settings: what the server runs with: its precision decides the tolerance.
+        is_default: whether the bundle's version answers requests that name none.
     """
-    lane = Lane(endpoint, protocol, bundle, settings or ServingSettings(), is_default)
+    lane = VerifiedLane(endpoint, protocol, bundle, settings, is_default)
     checks: list[Check] = []
 
     def check(name: str, outcome: Callable[[], Outcome]) -> None:
@@ -109,19 +101,16 @@ def verify(
         except TridentError as error:
             checks.append(Check(lane.name, name, False, error.message))
 
-    golden = [
-        (name, data, row)
-        for (name, data), row in zip(bundle.golden_inputs(), bundle.golden_probabilities(), strict=True)
-    ]
-    compared = _compared(lane, golden)
-    check("golden probabilities", lambda: _all_right(compared, lambda one: one.probabilities))
-    check("labels", lambda: _all_right(compared, lambda one: one.labels))
-    check("version", lambda: _all_right(compared, lambda one: one.version))
+    golden = bundle.golden_examples()
+    result = _ask(lane, golden)
+    check("golden probabilities", lambda: _without(result, "no-answer", "probabilities"))
+    check("labels", lambda: _without(result, "no-answer", "labels"))
+    check("version", lambda: _without(result, "no-answer", "version"))
     check("default version", lambda: _default_version(lane))
     runtime = _reference(lane)
     for name, data in edge_case_images().items():
         check(name, lambda name=name, data=data: _edge_case(lane, runtime, name, data))  # type: ignore[misc]
-    image = golden[0][1]
+    image = golden[0].data
     for name, broken in _broken(image).items():
         check(name, lambda broken=broken: _refused(lane, broken))  # type: ignore[misc]
     check("too many bytes", lambda: _refused(lane, image + bytes(lane.settings.max_body_bytes)))
@@ -131,45 +120,33 @@ def verify(
     check("a bad one among good ones", lambda: _independent(lane, golden))
     check("health", lambda: _health(lane))
     check("metrics", lambda: _metrics(lane, image))
-    again = _compared(lane, golden)
-    check("golden answers again", lambda: _all_right(again, lambda one: one.fault))  # the broken ones did no harm
+    check("golden answers again", lambda: _without(_ask(lane, golden)))  # the broken images did no harm
     return checks
 
 
 def all_passed(checks: Sequence[Check]) -> bool:
-    """Whether nothing failed."""
+    """Whether no check failed."""
     return all(check.passed is not False for check in checks)
 
 
 # --- right answers
 
-Compared = list[tuple[str, Comparison | str]]
 
-
-def _compared(lane: Lane, images: Sequence[tuple[str, bytes, Probabilities]]) -> Compared:
-    """Each image's name, and its comparison or why there was no answer."""
-    found: Compared = []
+def _ask(lane: VerifiedLane, examples: list[GoldenExample]) -> GoldenResult:
     with lane.client() as client:
-        for name, data, expected in images:
-            try:
-                answer = client.predict(data, len(expected))
-            except TridentError as error:
-                found.append((name, error.message))
-            else:
-                found.append((name, compare(answer, lane.bundle, expected, lane.tolerance)))
-    return found
+        return check_examples(client, examples, lane.tolerance)
 
 
-def _all_right(compared: Compared, aspect: Callable[[Comparison], str]) -> Outcome:
-    faults = [f"{name}: {fault}" for name, one in compared if (fault := one if isinstance(one, str) else aspect(one))]
+def _without(result: GoldenResult, *kinds: str) -> Outcome:
+    """Passed if there is no fault of these kinds (none named: of any kind)."""
+    faults = [f"{name}: {fault}" for name, fault in result.faults if not kinds or fault.kind in kinds]
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         return False, "; ".join(faults[:3]) + more
-    worst = max((one.max_abs_difference for _, one in compared if isinstance(one, Comparison)), default=0.0)
-    return True, f"{len(compared)} images, max |difference| {worst:.1e}"
+    return True, f"{result.images} images, max |difference| {result.max_abs_difference or 0.0:.1e}"
 
 
-def _default_version(lane: Lane) -> Outcome:
+def _default_version(lane: VerifiedLane) -> Outcome:
     manifest = lane.bundle.manifest
     if not lane.is_default:
         return None, "another version is the default"
@@ -177,18 +154,19 @@ def _default_version(lane: Lane) -> Outcome:
     with connect(lane.endpoint, manifest.model, None, protocol=lane.protocol, api_key=key) as client:
         answer = client.predict(lane.bundle.golden_inputs()[0][1], 1)
     right = (answer.model, answer.version) == (manifest.model, manifest.version)
-    return right, f"{answer.model}:{answer.version} answers when no version is asked for"
+    return right, f"{answer.model}:{answer.version} answers when the request names no version"
 
 
-def _reference(lane: Lane) -> Runtime:
-    """The model in this process: what is right for images without golden answers."""
+def _reference(lane: VerifiedLane) -> Runtime:
+    """The model in this process: the expected answers to images without golden ones."""
     runtime = "onnxruntime" if lane.settings.precision == "fp32" else lane.settings.runtime
     return open_runtime(lane.bundle, runtime, lane.settings.precision, "cpu", 1)
 
 
-def _edge_case(lane: Lane, runtime: Runtime, name: str, data: bytes) -> Outcome:
-    expected = runtime.infer(preprocess(data, lane.bundle.manifest.input)[np.newaxis])[0]
-    return _all_right(_compared(lane, [(name, data, expected)]), lambda one: one.probabilities)
+def _edge_case(lane: VerifiedLane, runtime: Runtime, name: str, data: bytes) -> Outcome:
+    probabilities = runtime.infer(preprocess(data, lane.bundle.manifest.input)[np.newaxis])[0]
+    example = GoldenExample(name, data, Expected(probabilities))
+    return _without(_ask(lane, [example]))
 
 
 # --- errors
@@ -198,14 +176,14 @@ def _broken(image: bytes) -> dict[str, bytes]:
     return {
         "truncated image": image[: len(image) // 2],
         "corrupt image": image[:16] + bytes(255 - byte for byte in image[16:]),
-        "not an image": b"this is no image" * 10,
+        "not an image": b"this is not an image" * 10,
         "empty body": b"",
         "too many pixels": too_many_pixels(),
     }
 
 
 def _refused(
-    lane: Lane,
+    lane: VerifiedLane,
     image: bytes,
     *,
     top_k: int | None = None,
@@ -213,7 +191,7 @@ def _refused(
     version: int | None = None,
     statuses: Sequence[int] = range(400, 500),
 ) -> Outcome:
-    """Whether the request is refused as the client's fault."""
+    """Passed if the request is refused with a client error."""
     try:
         with lane.client(model=model, version=version) as client:
             answer = client.predict(image, top_k)
@@ -222,65 +200,61 @@ def _refused(
     return False, f"answered {answer.top.label!r}"
 
 
-def _independent(lane: Lane, golden: Sequence[tuple[str, bytes, Probabilities]]) -> Outcome:
-    """Requests that run at the same time, one of them broken: it alone fails, as the client's fault."""
-    good = [golden[number % len(golden)] for number in range(_TOGETHER - 1)]
-    image = golden[0][1]
-    with ThreadPoolExecutor(_TOGETHER) as pool:
-        answers = [pool.submit(_compared, lane, [one]) for one in good[: _TOGETHER // 2]]
+def _independent(lane: VerifiedLane, golden: Sequence[GoldenExample]) -> Outcome:
+    """Concurrent requests, one of them broken: only that one fails, with a client error."""
+    good = [golden[number % len(golden)] for number in range(_CONCURRENT - 1)]
+    image = golden[0].data
+    with ThreadPoolExecutor(_CONCURRENT) as pool:
+        answers = [pool.submit(_ask, lane, [one]) for one in good[: _CONCURRENT // 2]]
         broken = pool.submit(_refused, lane, image[: len(image) // 2])
-        answers += [pool.submit(_compared, lane, [one]) for one in good[_TOGETHER // 2 :]]
-    right, others = _all_right([one for answer in answers for one in answer.result()], lambda one: one.fault)
+        answers += [pool.submit(_ask, lane, [one]) for one in good[_CONCURRENT // 2 :]]
+    faults: list[tuple[str, Fault]] = [fault for answer in answers for fault in answer.result().faults]
     refused, detail = broken.result()
-    return right and refused, f"the bad one: {detail}" if right else f"the good ones: {others}"
+    if faults:
+        return False, f"the good ones: {faults[0][0]}: {faults[0][1]}"
+    return refused, f"the bad one: {detail}"
 
 
 # --- what operators see
 
 
-def _health(lane: Lane) -> Outcome:
+def _health(lane: VerifiedLane) -> Outcome:
     if lane.protocol != "http":
-        return None, "asked over HTTP"
-    for path in _HEALTH[lane.endpoint.server]:
-        status, _ = _get(lane, lane.endpoint.url + path)
+        return None, "checked over HTTP"
+    dialect = dialect_of(lane.endpoint.server)
+    for path in dialect.health_paths:
+        status = _status(lane, path)
         if status != 200:
             return False, f"{path}: {status}"
-    if lane.endpoint.server == "torchserve":
-        return True, "/ping: 200"
-    ready = [
-        _get(lane, f"{lane.endpoint.url}/v2/models/{model}/ready")[0]
-        for model in (lane.bundle.manifest.model, "nobody")
-    ]
-    return ready[0] == 200 and ready[1] != 200, f"ready: the model {ready[0]}, an unknown one {ready[1]}"
+    if not dialect.reports_model_readiness:
+        return True, f"{', '.join(dialect.health_paths)}: 200"
+    model, unknown = (_status(lane, f"/v2/models/{name}/ready") for name in (lane.bundle.manifest.model, "nobody"))
+    return model == 200 and unknown != 200, f"ready: the model {model}, an unknown one {unknown}"
 
 
-def _metrics(lane: Lane, image: bytes) -> Outcome:
+def _metrics(lane: VerifiedLane, image: bytes) -> Outcome:
     if lane.protocol != "http":
-        return None, "asked over HTTP"
+        return None, "checked over HTTP"
     before = _counted(lane)
     with lane.client() as client:
         client.predict(image, 1)
     deadline = time.monotonic() + _COUNTED_WITHIN_S
     while (after := _counted(lane)) <= before and time.monotonic() < deadline:
         time.sleep(0.05)
-    return (
-        after > before,
-        f"{_COUNTER[lane.endpoint.server].rstrip('{')[:-1]}: {before:.0f}, after a request {after:.0f}",
-    )
+    counter = dialect_of(lane.endpoint.server).request_counter
+    return after > before, f"{counter}: {before:.0f}, after a request {after:.0f}"
 
 
-def _counted(lane: Lane) -> float:
-    """The sum of the counter of requests; 0 if it is not there."""
-    _, text = _get(lane, lane.endpoint.metrics_url)
-    return sum(
-        float(value) for value in re.findall(rf"^{_COUNTER[lane.endpoint.server]}.*\}} (\S+)", text, re.MULTILINE)
-    )
+def _counted(lane: VerifiedLane) -> float:
+    """The counter of requests, over all labels; 0 if it is not there."""
+    counter = dialect_of(lane.endpoint.server).request_counter
+    return metric_sum(lane.endpoint.metrics_url, rf"{counter}\{{.*\}}") or 0.0
 
 
-def _get(lane: Lane, url: str) -> tuple[int, str]:
-    headers = {} if lane.settings.client_key is None else {"x-api-key": lane.settings.client_key}
+def _status(lane: VerifiedLane, path: str) -> int:
+    """The status of a GET; 0 if there is no response."""
+    key = lane.settings.client_key
     try:
-        status, body = fetch(url, headers)
-    except OSError as error:
-        return 0, str(error)
-    return status, body.decode(errors="replace")
+        return fetch(lane.endpoint.url + path, {} if key is None else {API_KEY_HEADER: key})[0]
+    except OSError:
+        return 0

@@ -1,4 +1,4 @@
-"""Kill the parts of each server under load, and see how long it takes to recover and what is lost (`trident drill`)."""
+"""`trident drill`: kill the processes of each server under load; measure how long it takes to recover, and what is lost."""
 
 import os
 import signal
@@ -13,49 +13,40 @@ import psutil
 from bundle.errors import DeploymentError
 from bundle.store import Bundle
 from serving.clients.endpoint import ServerName
-from serving.clients.traffic import Record, Traffic
+from serving.clients.traffic import Traffic, TrafficRecord
+from serving.runtimes import artefact_for
+from serving.servers.server import KillTarget, server_class
 from serving.settings import ServingSettings
 from serving.stack.control import current_stack
 from serving.stack.state import ServerState
 
 CLIENTS: Final = 4
 _BEFORE_S: Final = 2.0
-_QUIET_S: Final = 4.0  # without a failure, it has recovered
+_QUIET_S: Final = 4.0  # without a failure: it has recovered
 _TIMEOUT_S: Final = 120.0
 _POLL_S: Final = 0.05
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Which process of a server is killed: the first descendant whose command line has `marker`, or the server itself."""
+class FaultResult:
+    """What the loss of one process cost.
+
+    Args:
+        requests, lost, wrong: since the kill.
+        recovered_s: from the kill to the last failed request.
+        complete_s: from the kill until every process is back.
+        first_loss: the first failed request's error; None if nothing was lost.
+    """
 
     server: ServerName
-    victim: str
-    marker: str | None = None
-
-
-FAULTS: Final = (
-    Fault("fastapi", "a uvicorn worker", "spawn_main"),
-    Fault("fastapi", "the service (uvicorn's parent)"),
-    Fault("torchserve", "a worker", "model_service_worker"),
-    Fault("torchserve", "the JVM"),
-    Fault("triton", "a stub (preprocess)", "_preprocess/"),
-    Fault("triton", "tritonserver"),
-)
-
-
-@dataclass(frozen=True)
-class FaultResult:
-    """What one fault cost. `recovered_s`: from the kill to the last failed answer; `whole_s`: until nothing is missing."""
-
-    fault: Fault
+    killed: str
     requests: int
     lost: int
     wrong: int
     recovered_s: float
-    whole_s: float
+    complete_s: float
     repaired_by: str
-    first_loss: str
+    first_loss: str | None
 
 
 def drill(folder: Path, bundle: Bundle, settings: ServingSettings) -> Iterator[FaultResult]:
@@ -64,66 +55,73 @@ def drill(folder: Path, bundle: Bundle, settings: ServingSettings) -> Iterator[F
     Raises:
         DeploymentError: the stack ended, a process is not found, or a server did not recover.
     """
-    for fault in FAULTS:
-        if fault.server in _state(folder):
-            yield _kill(folder, fault, bundle, settings)
+    for name in _states(folder):
+        for target in server_class(name).kill_targets:
+            yield _kill(folder, name, target, bundle, settings)
 
 
-def _kill(folder: Path, fault: Fault, bundle: Bundle, settings: ServingSettings) -> FaultResult:
-    before = _state(folder)[fault.server]
+def _kill(folder: Path, name: ServerName, target: KillTarget, bundle: Bundle, settings: ServingSettings) -> FaultResult:
+    before = _states(folder)[name]
     if before.endpoint is None or before.pid is None:
-        raise DeploymentError(f"{fault.server} does not run")
-    timeout_s = settings.request_timeout_s + 2
-    with Traffic(before.endpoint, [bundle], settings, clients=CLIENTS, timeout_s=timeout_s) as traffic:
+        raise DeploymentError(f"{name} does not run")
+    traffic = Traffic(
+        before.endpoint,
+        [bundle],
+        artefact_for(bundle, settings.runtime, settings.precision).tolerance,
+        api_key=settings.client_key,
+        clients=CLIENTS,
+        timeout_s=settings.request_timeout_s + 2,
+    )
+    with traffic:
         time.sleep(_BEFORE_S)
         killed = time.monotonic()
-        os.kill(_victim(fault, before.pid), signal.SIGKILL)
-        whole = _until_whole(folder, fault, traffic.record, killed)
+        os.kill(_find(name, target, before.pid), signal.SIGKILL)
+        complete = _until_complete(folder, name, target, traffic.record, killed)
     losses = [request for request in traffic.record.failed if request.done > killed]
-    after = _state(folder)[fault.server]
-    repaired_by = "the server itself"
-    if after.restarts > before.restarts or after.pid != before.pid:
-        repaired_by = "Trident: restart"
-    elif after.mended > before.mended:
-        repaired_by = "Trident: model loaded again" if fault.server == "triton" else "Trident: workers scaled"
     return FaultResult(
-        fault,
+        name,
+        target.description,
         requests=sum(request.done > killed for request in traffic.record.requests),
         lost=len(losses),
         wrong=len(traffic.record.wrong),
         recovered_s=max((request.done for request in losses), default=killed) - killed,
-        whole_s=whole - killed,
-        repaired_by=repaired_by,
-        first_loss=losses[0].failed if losses else "",
+        complete_s=complete - killed,
+        repaired_by=_repaired_by(name, before, _states(folder)[name]),
+        first_loss=str(losses[0].fault) if losses else None,
     )
 
 
-def _until_whole(folder: Path, fault: Fault, record: Record, killed: float) -> float:
-    """Wait until the server is ready and nothing has failed for a while. Returns since when it is ready."""
+def _repaired_by(name: ServerName, before: ServerState, after: ServerState) -> str:
+    if after.restarts > before.restarts or after.pid != before.pid:
+        return "Trident: restart"
+    return server_class(name).repair_description if after.repairs > before.repairs else "the server itself"
+
+
+def _until_complete(folder: Path, name: ServerName, target: KillTarget, record: TrafficRecord, killed: float) -> float:
+    """Wait until the server is ready and no request has failed for a while. Returns since when it is ready."""
     ready_since = None
     while (now := time.monotonic()) < killed + _TIMEOUT_S:
-        state = _state(folder)[fault.server]
-        ready_since = (ready_since or now) if state.phase == "ready" else None
-        last = max((request.done for request in record.failed[-CLIENTS:]), default=killed)
-        if ready_since is not None and now - max(last, ready_since, killed) > _QUIET_S:
+        ready_since = (ready_since or now) if _states(folder)[name].phase == "ready" else None
+        last_failure = max((request.done for request in record.failed[-CLIENTS:]), default=killed)
+        if ready_since is not None and now - max(last_failure, ready_since, killed) > _QUIET_S:
             return ready_since if ready_since > killed + _POLL_S else killed
         time.sleep(_POLL_S)
-    raise DeploymentError(f"{fault.server} has not recovered within {_TIMEOUT_S:.0f} s from the loss of {fault.victim}")
+    raise DeploymentError(f"{name} has not recovered within {_TIMEOUT_S:.0f} s from the loss of {target.description}")
 
 
-def _victim(fault: Fault, pid: int) -> int:
-    if fault.marker is None:
+def _find(name: ServerName, target: KillTarget, pid: int) -> int:
+    if target.marker is None:
         return pid
     for child in psutil.Process(pid).children(recursive=True):
         try:
-            if any(fault.marker in word for word in child.cmdline()):
+            if any(target.marker in word for word in child.cmdline()):
                 return child.pid
         except psutil.Error:
             continue
-    raise DeploymentError(f"{fault.server} has no process of the kind: {fault.victim}")
+    raise DeploymentError(f"{name} has no such process: {target.description}")
 
 
-def _state(folder: Path) -> dict[ServerName, ServerState]:
+def _states(folder: Path) -> dict[ServerName, ServerState]:
     state = current_stack(folder)
     if state is None:
         raise DeploymentError(f"the stack has ended; see {folder / 'supervisor.log'}")

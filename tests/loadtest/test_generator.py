@@ -27,7 +27,7 @@ from loadtest.load import ClosedLoop, Load, Loop, OpenLoop, Phase, WarmUp
 from loadtest.result import Result
 from loadtest.settings import read_settings
 from loadtest.targets import Question, Target
-from serving.clients.http_wire import FastapiWire
+from serving.clients.fastapi import FastapiWire
 from tests.loadtest.lab import target
 
 NO_WARM_UP = WarmUp(min_s=0, max_s=0)

@@ -11,7 +11,7 @@ from loadtest.lanes import Served, lineup_of, named, only, parse_inputs, parse_t
 from loadtest.targets import AnswerCheck, Question
 from loadtest.tensor_wire import TensorWire
 from serving.clients.endpoint import Endpoint
-from serving.clients.http_wire import FastapiWire
+from serving.clients.fastapi import FastapiWire
 from tests.loadtest.lab import target
 
 

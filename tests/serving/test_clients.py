@@ -8,15 +8,20 @@ from typing import Any
 
 import pytest
 
+from bundle.manifest import DEFAULT_TOLERANCE
 from bundle.postprocess import answer
 from bundle.preprocess import preprocess
 from bundle.store import Bundle
 from serving.clients.client import UnreachableError
 from serving.clients.endpoint import Endpoint
+from serving.clients.fastapi import FastapiWire
 from serving.clients.golden import check_golden
 from serving.clients.http_client import HttpClient, parse_server_timing
-from serving.clients.http_wire import FastapiWire, GarbledError, RefusedError, TorchserveWire, TritonWire
+from serving.clients.http_wire import GarbledError, RefusedError
+from serving.clients.torchserve import TorchserveWire
+from serving.clients.triton import TritonWire
 from serving.runtimes import open_runtime
+from serving.settings import ServingSettings
 from serving.verify.checks import verify
 
 Respond = Callable[[bytes], tuple[int, bytes]]
@@ -106,17 +111,18 @@ def test_refusals_keep_their_reason(wire: FastapiWire | TorchserveWire | TritonW
 
 def test_parity(serve: Callable[[Respond], Endpoint], digits: Bundle) -> None:
     with HttpClient(serve(model(digits)), "digits") as client:
-        result = check_golden(client, digits)
+        result = check_golden(client, digits, DEFAULT_TOLERANCE)
         assert result.agrees
+        assert result.max_abs_difference is not None
         assert result.max_abs_difference < 1e-5
         assert client.ask(digits.golden_inputs()[0][1]).server_timing == {"decode": 0.0015, "total": 0.002}
 
 
 def test_other_weights_are_found(serve: Callable[[Respond], Endpoint], digits: Bundle, other_weights: Bundle) -> None:
     with HttpClient(serve(model(other_weights)), "digits") as client:
-        result = check_golden(client, digits)
+        result = check_golden(client, digits, DEFAULT_TOLERANCE)
     assert len(result.faults) == len(digits.golden_inputs())
-    assert "golden/00.png: probabilities differ" in result.faults[0]
+    assert "golden/00.png: probabilities differ" in result.summary
 
 
 @pytest.mark.parametrize(
@@ -131,20 +137,22 @@ def test_other_answers_are_found(
     serve: Callable[[Respond], Endpoint], digits: Bundle, change: dict[str, Any], fault: str
 ) -> None:
     with HttpClient(serve(model(digits, **change)), "digits") as client:
-        assert fault in check_golden(client, digits).faults[0]
+        assert fault in check_golden(client, digits, DEFAULT_TOLERANCE).summary
 
 
 def test_another_preprocessing_is_found(serve: Callable[[Respond], Endpoint], digits: Bundle) -> None:
     nearest = digits.manifest.input.model_copy(update={"filter": "nearest"})
     with HttpClient(serve(model(digits, input=nearest)), "digits") as client:
-        assert not check_golden(client, digits).agrees
+        assert not check_golden(client, digits, DEFAULT_TOLERANCE).agrees
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_verify_finds_a_server_that_answers_by_another_version(
     serve: Callable[[Respond], Endpoint], digits: Bundle
 ) -> None:
-    checks = {check.name: check.passed for check in verify(serve(model(digits, version=2)), "http", digits)}
+    checks = {
+        check.name: check.passed for check in verify(serve(model(digits, version=2)), "http", digits, ServingSettings())
+    }
     assert checks["golden probabilities"]
     assert checks["labels"]
     assert checks["version"] is False
@@ -153,14 +161,17 @@ def test_verify_finds_a_server_that_answers_by_another_version(
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_verify_finds_errors_that_are_not_the_clients(serve: Callable[[Respond], Endpoint], digits: Bundle) -> None:
-    checks = {check.name: check.passed for check in verify(serve(model(digits, error_status=500)), "http", digits)}
+    checks = {
+        check.name: check.passed
+        for check in verify(serve(model(digits, error_status=500)), "http", digits, ServingSettings())
+    }
     broken = ("truncated image", "corrupt image", "not an image", "empty body", "too many pixels")
     assert [checks[name] for name in broken] == [False] * len(broken)
     assert checks["golden answers again"]
 
 
 def test_verify_of_a_server_that_always_says_the_same(serve: Callable[[Respond], Endpoint], digits: Bundle) -> None:
-    checks = verify(serve(lambda _: (200, PREDICTION)), "http", digits)
+    checks = verify(serve(lambda _: (200, PREDICTION)), "http", digits, ServingSettings())
     assert {check.passed for check in checks if "golden" in check.name or "image" in check.name} == {False}
 
 

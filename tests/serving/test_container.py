@@ -18,24 +18,26 @@ from bundle.errors import DeadlineExceededError, OverloadedError, TridentError, 
 from bundle.schemas import problem
 from bundle.store import Bundle, find_bundle, list_bundles
 from serving import cgroup
+from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import SERVERS, ServerName
-from serving.clients.http_wire import WIRES
 from serving.container import top1_probe as health
-from serving.container.__main__ import canary
-from serving.container.publish import deploy
+from serving.container.__main__ import golden_request
+from serving.container.publish import publish
+from serving.deployment import Deployment
+from serving.servers.server import server_class
 from serving.settings import ServingSettings
 
 
 def test_deploying_replaces_what_was_deployed(digits: Bundle, other_weights: Bundle, tmp_path: Path) -> None:
-    deploy([digits], tmp_path)
+    publish(Deployment((digits,)), tmp_path)
     first = find_bundle(None, tmp_path)
     assert first.manifest == digits.manifest
     place = first.path.stat()
-    deploy([digits], tmp_path)  # nothing to do: servers that read it are not disturbed
+    publish(Deployment((digits,)), tmp_path)  # nothing to do: servers that read it are not disturbed
     assert first.path.stat() == place
-    deploy([other_weights], tmp_path)  # the same name and version from another training
+    publish(Deployment((other_weights,)), tmp_path)  # the same name and version from another training
     assert find_bundle("digits:1", tmp_path).manifest == other_weights.manifest
-    deploy([], tmp_path)
+    publish(Deployment(()), tmp_path)
     assert list_bundles(tmp_path) == []
 
 
@@ -91,6 +93,19 @@ def server_url() -> Iterator[str]:
     server.server_close()
 
 
+def request_to(server: ServerName, url: str, bundle: Bundle, settings: ServingSettings) -> dict[str, Any]:
+    """A golden request as the container's health check sends it, to the server at `url`."""
+    made = server_class(server)(settings, Deployment((bundle,)), Path("unused"))
+    request = golden_request(made, bundle)
+    return request | {"url": request["url"].replace(made.endpoint.url, url)}
+
+
+def overloaded(request: dict[str, Any]) -> bool:
+    found = health.check(request)
+    assert found is not None
+    return found.overloaded
+
+
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """Health in a folder of its own; what it would have ended."""
@@ -105,22 +120,22 @@ def test_the_canary_is_the_servers_own_kind_of_request(
     server: ServerName, digits: Bundle, server_url: str, settings: ServingSettings
 ) -> None:
     changed = settings.model_copy(update={"api_keys": (SecretStr("key"),), "request_timeout_s": 7.0})
-    question = canary(server, server_url, digits, changed)
+    question = request_to(server, server_url, digits, changed)
     FakeServer.answer = question["class_id"]
-    assert health.fault(question) == ""
-    assert FakeServer.seen.path == WIRES[server]("digits", 1).request(b"").path
+    assert health.check(question) is None
+    assert FakeServer.seen.path == dialect_of(server).http("digits", 1).request(b"").path
     assert FakeServer.seen.headers["x-api-key"] == "key"
     assert FakeServer.seen.image == digits.golden_inputs()[0][1]
     assert question["timeout_s"] > 7
     FakeServer.answer += 1
-    assert "wrong answer" in health.fault(question)
+    assert "wrong answer" in str(health.check(question))
 
 
 def test_health_is_ready_and_ends_what_stays_broken(
     digits: Bundle, server_url: str, settings: ServingSettings, ended: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert health.main() == 1  # no questions yet: not ready
-    question = canary("fastapi", server_url, digits, settings)
+    question = request_to("fastapi", server_url, digits, settings)
     (health.FOLDER / "canaries.json").write_text(json.dumps([question]))
     FakeServer.answer = question["class_id"] + 1
     assert [health.main() for _ in range(health.FAILURES + 1)] == [1] * (health.FAILURES + 1)
@@ -139,13 +154,13 @@ def test_health_is_ready_and_ends_what_stays_broken(
 
 
 def failures() -> int:
-    return health.number(health.FOLDER / "failures")
+    return health.read_count(health.FOLDER / "failures")
 
 
 @pytest.fixture
 def was_ready(digits: Bundle, server_url: str, settings: ServingSettings, ended: list[int]) -> dict[str, Any]:
     """The question to a server that was ready, and has failed once since."""
-    question = canary("fastapi", server_url, digits, settings) | {"timeout_s": 0.2}
+    question = request_to("fastapi", server_url, digits, settings) | {"timeout_s": 0.2}
     (health.FOLDER / "canaries.json").write_text(json.dumps([question]))
     FakeServer.answer = question["class_id"]
     assert health.main() == 0
@@ -222,9 +237,9 @@ def test_torchserves_management_tells_a_full_queue_from_no_workers(
 ) -> None:
     FakeServer.refusal = refusal
     FakeServer.model = [{"workers": [{"status": status}], "jobQueueStatus": {"pendingRequests": pending}}]
-    found = health.fault(was_ready | {"queue": f"{server_url}/models/digits/1"})
-    assert found
-    assert isinstance(found, health.Busy) == busy
+    found = health.check(was_ready | {"queue": f"{server_url}/models/digits/1"})
+    assert found is not None
+    assert found.overloaded == busy
 
 
 @pytest.mark.parametrize("said", [[], {}, [{}], None])
@@ -232,13 +247,14 @@ def test_a_management_that_says_nothing_excuses_nothing(
     said: object, was_ready: dict[str, Any], server_url: str
 ) -> None:
     FakeServer.refusal, FakeServer.model = NO_WORKER, said
-    assert not isinstance(health.fault(was_ready | {"queue": f"{server_url}/models/digits/1"}), health.Busy)
-    assert not isinstance(health.fault(was_ready | {"queue": "http://127.0.0.1:9/models/digits/1"}), health.Busy)
+    assert not overloaded(was_ready | {"queue": f"{server_url}/models/digits/1"})
+    assert not overloaded(was_ready | {"queue": "http://127.0.0.1:9/models/digits/1"})
 
 
 def test_torchserves_management_is_where_the_settings_say(digits: Bundle, settings: ServingSettings) -> None:
     port = settings.ports.torchserve_management
-    assert canary("torchserve", "http://0.0.0.0:8080", digits, settings)["queue"].endswith(f":{port}/models/digits/1")
+    request = request_to("torchserve", "http://0.0.0.0:8080", digits, settings)
+    assert request["queue"].endswith(f":{port}/models/digits/1")
 
 
 def test_a_queue_that_a_dead_stub_keeps_full_is_a_failure(was_ready: dict[str, Any]) -> None:

@@ -12,10 +12,13 @@ from bundle.errors import DeploymentError
 from bundle.schemas import problem
 from serving.clients.client import UnreachableError
 from serving.clients.connect import connect
+from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import Endpoint, ServerName
-from serving.clients.grpc_wire import TorchserveGrpcWire, TritonGrpcWire, grpc_wire, http_status
+from serving.clients.grpc_wire import http_status
 from serving.clients.http_wire import GarbledError, RefusedError
+from serving.clients.torchserve_grpc import TorchserveGrpcWire
 from serving.clients.torchserve_messages import PREDICTIONS, PredictionResponse, PredictionsRequest
+from serving.clients.triton_grpc import TritonGrpcWire
 
 PREDICTION = b'{"model":"m","version":2,"predictions":[{"label":"a","class_id":0,"probability":0.5}]}'
 TRITON = ModelInferResponse(raw_output_contents=[len(PREDICTION).to_bytes(4, "little") + PREDICTION])
@@ -121,7 +124,7 @@ def test_nobody_listens() -> None:
 
 def test_fastapi_has_no_grpc() -> None:
     with pytest.raises(DeploymentError, match="HTTP"):
-        grpc_wire("fastapi", "m")
+        dialect_of("fastapi").grpc("m")
     assert Endpoint(server="fastapi", url="", metrics_url="").protocols == ("http",)
 
 

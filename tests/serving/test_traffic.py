@@ -8,10 +8,10 @@ import pytest
 from bundle.store import Bundle
 from serving.clients import traffic as module
 from serving.clients.endpoint import Endpoint
-from serving.clients.traffic import Record, Traffic, TrafficRequest
-from serving.settings import ServingSettings
+from serving.clients.traffic import Traffic, TrafficRecord, TrafficRequest
 from tests.serving.golden_client import MadeUpClient, golden_answer
-from trident.console.servers import _show_traffic, console
+from trident.console.rollout import _show_traffic
+from trident.console.stack import console
 
 
 class OtherImages(Bundle):
@@ -30,7 +30,6 @@ def test_an_answer_is_right_wrong_or_unchecked(
     wrong: bool,
     found: str,
     digits: Bundle,
-    settings: ServingSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifest = digits.manifest
@@ -42,7 +41,7 @@ def test_an_answer_is_right_wrong_or_unchecked(
 
     monkeypatch.setattr(module, "connect", connect)
     endpoint = Endpoint(server="fastapi", url="fastapi", metrics_url="fastapi")
-    with Traffic(endpoint, [digits, other], settings, clients=1, pause_s=0.001) as traffic:
+    with Traffic(endpoint, [digits, other], 1e-4, clients=1, pause_s=0.001) as traffic:
         while not traffic.record.requests:
             time.sleep(0.001)
     record = traffic.record
@@ -59,9 +58,11 @@ def test_what_was_not_checked_is_shown_if_there_is_any(
 ) -> None:
     monkeypatch.setattr(console, "width", 200)
     checked, unchecked = TrafficRequest(0, 1, 1), TrafficRequest(0, 1, 2, unchecked=True)
-    assert _show_traffic({"fastapi http": Record([checked])})
+    assert _show_traffic({"fastapi http": TrafficRecord([checked])})
     assert "unchecked" not in capsys.readouterr().out
-    assert _show_traffic({"fastapi http": Record([checked]), "triton http": Record([checked, *[unchecked] * 3])})
+    assert _show_traffic(
+        {"fastapi http": TrafficRecord([checked]), "triton http": TrafficRecord([checked, *[unchecked] * 3])}
+    )
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0][:5] == ["lane", "requests", "failed", "wrong", "unchecked"]
     assert [line[:6] for line in lines[1:]] == [

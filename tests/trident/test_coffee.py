@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import SERVERS
-from serving.clients.http_wire import WIRES
 from serving.stack.control import current_stack, stop_stack
 from tests.bursts import in_flight, unread
 from tests.terminal import documented_curls, typed
@@ -84,7 +84,7 @@ def test_what_was_taken_is_answered_when_the_stack_is_stopped(folder: Path) -> N
         pool = stack.enter_context(ThreadPoolExecutor(len(endpoints)))
         asked = []
         for endpoint in endpoints:
-            wire = WIRES[endpoint.server]("efficientnet_lite0", 1)
+            wire = dialect_of(endpoint.server).http("efficientnet_lite0", 1)
             requests = [wire.request(image)] * (24 if endpoint.server == "torchserve" else 8)
             answers = stack.enter_context(in_flight(endpoint.url, requests))
             asked.append((endpoint.server, wire, pool.submit(answers)))

@@ -160,8 +160,9 @@ def tune(
 def demo() -> None:
     """All of it: train on handwritten digits, export, deploy to three servers, verify, load-test, report, clean up."""
     from loadtest.settings import read_settings
+    from serving.settings import load_settings
     from trident.console.measurement import bench_run
-    from trident.console.servers import verify_servers
+    from trident.console.requests import verify_servers
 
     console.rule("1/4  a model", align="left")
     bundle = _demo_bundle()
@@ -172,7 +173,7 @@ def demo() -> None:
     with measurable("all", bundle.name, None) as measured:
         console.rule("3/4  the same answers?", align="left")
         endpoints = [target.endpoint for target in measured.targets if target.endpoint is not None]
-        agree = verify_servers(endpoints, bundle)
+        agree = verify_servers(endpoints, bundle, load_settings())
         console.rule("4/4  how fast?", align="left")
         result = bench_run(measured, settings)
     raise typer.Exit(0 if agree and result.sound else 1)

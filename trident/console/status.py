@@ -1,4 +1,4 @@
-"""What `trident status` asks and shows."""
+"""What `trident status` checks and shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,107 +7,116 @@ import psutil
 from rich.text import Text
 
 from bundle.errors import TridentError
-from bundle.store import Bundle, read_bundle
+from bundle.golden import Fault
+from bundle.store import Bundle
 from serving.clients.connect import connect
-from serving.clients.endpoint import Endpoint, ServerName
-from serving.settings import load_settings
+from serving.clients.endpoint import ServerName
+from serving.clients.golden import check_examples
+from serving.runtimes import artefact_for
+from serving.servers.server import READ_BACK, EffectiveSettings, server_class
+from serving.settings import ServingSettings
 from serving.stack.control import current_stack
 from serving.stack.endpoints import settings_in_force
-from serving.stack.readback import SHOWN, read_back, wanted_settings
-from serving.stack.state import STACK, UP, ServerState, StackState, log_path
-from trident.console.servers import COLORS, console, plain_table
+from serving.stack.state import STACK, UP, ServerState, StackState, log_folder
+from trident.console.stack import COLORS, console, plain_table
+
+_TIMEOUT_S = 5.0
 
 
-def show_status(*, as_json: bool = False) -> bool:
-    """The servers, each asked a real question and for its settings. True if all are ready, answered rightly, and run with
-    what was asked for.
+def show_status(settings: ServingSettings, *, as_json: bool = False) -> bool:
+    """The servers, a golden request to each, and the settings that each reports. True if all are ready, answer rightly,
+    and run with what was asked for.
     """
     state = current_stack()
     if state is None:
         console.print("no stack is running; `trident up` starts one")
         return False
-    bundles = [read_bundle(path, check=False) for path in state.bundles]
-    faults = {name: _canary_fault(server, bundles[0]) for name, server in state.servers.items()}
-    said = [_read_back(endpoint, bundles[-1]) for endpoint in state.endpoints()]
+    in_force = settings_in_force(settings, given=False)
+    bundle = state.deployment().bundles[0]
+    faults = {name: _golden_fault(server, bundle, in_force) for name, server in state.servers.items()}
+    reported = [_read_back(name, state, in_force) for name, server in state.servers.items() if server.phase in UP]
     if as_json:
-        found = {one.server: dict(one.said) for one in said}
-        console.print_json(data=state.model_dump(mode="json") | {"faults": faults, "runs_with": found})
+        found = {one.server: dict(one.reported) for one in reported}
+        messages = {name: fault.message if fault is not None else "" for name, fault in faults.items()}
+        console.print_json(data=state.model_dump(mode="json") | {"faults": messages, "runs_with": found})
     else:
-        _show_servers(state, bundles, faults)
-        _show_settings(said)
-    return state.ready and all(one.agrees for one in said) and not any(faults.values())
+        _show_servers(state, faults)
+        _show_settings(reported)
+    return state.ready and all(one.agrees for one in reported) and not any(faults.values())
 
 
-def _show_servers(state: StackState, bundles: Sequence[Bundle], faults: Mapping[ServerName, str]) -> None:
-    table = plain_table("server", "phase", "answers", "address", "grpc", "pid", "memory", "restarts", "mended", "")
+def _show_servers(state: StackState, faults: Mapping[ServerName, Fault | None]) -> None:
+    table = plain_table("server", "phase", "answers", "address", "grpc", "pid", "memory", "restarts", "repairs", "")
     for name, server in state.servers.items():
+        fault = faults[name]
         table.add_row(
             name,
             Text(server.phase, COLORS.get(server.phase, "")),
-            Text(faults[name] or "right", "red" if faults[name] else "green"),
+            Text("right", "green") if fault is None else Text(fault.message, "red"),
             server.endpoint.url if server.endpoint is not None else "-",
             (server.endpoint.grpc if server.endpoint is not None else None) or "-",
             str(server.pid or "-"),
             _memory(server.pid),
             str(server.restarts),
-            str(server.mended),
+            str(server.repairs),
             server.message,
         )
-    logs = log_path(STACK, "fastapi").parent
-    console.print(f"models: {', '.join(bundle.name for bundle in bundles)}; logs: {logs}")
+    console.print(f"models: {state.deployment().names}; logs: {log_folder(STACK)}")
     console.print(table)
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """What a server says that it runs with, what it was asked for, and why it does not tell."""
+class _Reported:
+    """Settings that a server reports, those that were asked for, and the error if it could not be asked."""
 
     server: ServerName
-    said: Mapping[str, object]
-    wanted: Mapping[str, object]
-    fault: str = ""
+    reported: EffectiveSettings
+    expected: EffectiveSettings
+    error: str | None = None
 
     @property
     def agrees(self) -> bool:
-        return not self.fault and self.said.items() <= self.wanted.items()
+        return self.error is None and self.reported.items() <= self.expected.items()
 
 
-def _read_back(endpoint: Endpoint, bundle: Bundle) -> _Settings:
-    settings = settings_in_force(given=False)
+def _read_back(name: ServerName, state: StackState, settings: ServingSettings) -> _Reported:
+    server = server_class(name)(settings, state.deployment(), STACK / name)
     try:
-        said = read_back(endpoint, bundle, settings)
+        return _Reported(name, server.effective_settings(), server.expected_settings())
     except (TridentError, OSError) as error:
-        return _Settings(endpoint.server, {}, {}, f"{endpoint.server} does not tell its settings: {error}")
-    return _Settings(endpoint.server, said, wanted_settings(endpoint, settings))
+        return _Reported(name, {}, {}, f"{name} does not report its settings: {error}")
 
 
-def _show_settings(servers: Sequence[_Settings]) -> None:
-    """The settings as the servers say them; red where that is not what was asked for, `-` where they do not tell."""
-    table = plain_table("what they run with", *(one.server for one in servers))
-    for name in SHOWN:
+def _show_settings(servers: Sequence[_Reported]) -> None:
+    """The settings as the servers report them; red where they differ from what was asked for, `-` where not reported."""
+    table = plain_table("effective settings", *(one.server for one in servers))
+    for name in READ_BACK:
         cells = []
         for one in servers:
-            differs = name in one.said and one.said[name] != one.wanted[name]
-            text = f"{one.said[name]}, not {one.wanted[name]}" if differs else str(one.said.get(name, "-"))
+            differs = name in one.reported and one.reported[name] != one.expected[name]
+            text = f"{one.reported[name]}, not {one.expected[name]}" if differs else str(one.reported.get(name, "-"))
             cells.append(Text(text, "red" if differs else ""))
         table.add_row(name, *cells)
     for one in servers:
-        if one.fault:
-            console.print(Text(one.fault, "red"))
+        if one.error is not None:
+            console.print(Text(one.error, "red"))
     console.print(table)
 
 
-def _canary_fault(server: ServerState, bundle: Bundle) -> str:
-    """'' if the server answers a golden image rightly, else what is wrong."""
+def _golden_fault(server: ServerState, bundle: Bundle, settings: ServingSettings) -> Fault | None:
+    """The fault of one golden answer, or None."""
     if server.phase not in UP or server.endpoint is None:
-        return "-"
+        return Fault("no-answer", "-")
+    manifest = bundle.manifest
     try:
-        model, version, key = bundle.manifest.model, bundle.manifest.version, load_settings().client_key
-        with connect(server.endpoint, model, version, timeout_s=5, api_key=key) as client:
-            top = client.predict(bundle.golden_inputs()[0][1]).top
+        tolerance = artefact_for(bundle, settings.runtime, settings.precision).tolerance
+        with connect(
+            server.endpoint, manifest.model, manifest.version, timeout_s=_TIMEOUT_S, api_key=settings.client_key
+        ) as client:
+            result = check_examples(client, bundle.golden_examples()[:1], tolerance)
     except TridentError as error:
-        return error.message
-    return "" if top.class_id == int(bundle.golden_probabilities()[0].argmax()) else f"wrong: {top.label}"
+        return Fault("no-answer", error.message)
+    return None if result.agrees else result.faults[0][1]
 
 
 def _memory(pid: int | None) -> str:

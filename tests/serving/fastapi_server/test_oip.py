@@ -16,6 +16,7 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
+from bundle.manifest import DEFAULT_TOLERANCE
 from bundle.preprocess import Pixels, preprocess
 from bundle.store import Bundle, read_bundle
 from serving.clients.endpoint import Endpoint
@@ -97,7 +98,7 @@ def test_raw_images_as_triton_takes_them(live: Live, digits: Bundle) -> None:
     """Triton's own wire, spoken to FastAPI."""
     endpoint = Endpoint(server="triton", url=live.url, metrics_url="")
     with HttpClient(endpoint, "digits", None) as client:
-        assert check_golden(client, digits).agrees
+        assert check_golden(client, digits, DEFAULT_TOLERANCE).agrees
 
 
 def test_asyncio_client(live: Live, digits: Bundle) -> None:
@@ -205,7 +206,7 @@ def test_versions_side_by_side(versions: Path) -> None:
         endpoint = Endpoint(server="fastapi", url=live.url, metrics_url="")
         for bundle in (one, two):
             with HttpClient(endpoint, "digits", bundle.manifest.version) as client:
-                assert check_golden(client, bundle).agrees
+                assert check_golden(client, bundle, DEFAULT_TOLERANCE).agrees
         with HttpClient(endpoint, "digits") as client:
             assert client.predict(one.golden_inputs()[0][1]).version == 2
 

@@ -18,11 +18,11 @@ import psutil
 import pytest
 
 from bundle.store import Bundle
-from serving.fastapi_server.care import FastapiCare
 from serving.fastapi_server.metrics import Metrics
 from serving.fastapi_server.models.fleet import Change, Fleet, prepare
 from serving.fastapi_server.models.hosting import Hosting
 from serving.fastapi_server.service import FLUSH_S
+from serving.servers.fastapi import missing_workers
 from serving.settings import ServingSettings
 from serving.stack.ports import free_ports
 from tests.load import Load
@@ -150,8 +150,7 @@ def test_loading_reaches_every_worker(running: Running) -> None:
 
 def test_a_later_worker_does_without_what_was_unloaded(running: Running) -> None:
     """Its files may be gone; that must not end the service."""
-    care = FastapiCare(2, running.temporary)
-    assert care.fault([]) == ""
+    assert missing_workers(2, running.temporary) is None
     models = f"{running.url}/v2/repository/models/digits"
     httpx.post(f"{models}/load", json={"parameters": {"version": 2}}, timeout=60).raise_for_status()
     httpx.post(f"{models}/unload", json={"parameters": {"version": 1}}, timeout=60).raise_for_status()
@@ -159,10 +158,10 @@ def test_a_later_worker_does_without_what_was_unloaded(running: Running) -> None
     killed = running.workers()[0]
     os.kill(killed, signal.SIGKILL)
     deadline = time.monotonic() + 60
-    while care.fault([]) != "1 of 2 workers":
+    while str(missing_workers(2, running.temporary)) != "1 of 2 workers":
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    while care.fault([]):  # until it serves: to be alive is not enough
+    while missing_workers(2, running.temporary):  # until it serves: to be alive is not enough
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert len(running.workers()) == 2
@@ -182,8 +181,7 @@ def test_a_worker_that_cannot_start_leaves_the_others_alone(running: Running) ->
         assert time.monotonic() < deadline
         time.sleep(0.1)
     weights.write_bytes(whole)
-    care = FastapiCare(2, running.temporary)
-    while care.fault([]):
+    while missing_workers(2, running.temporary):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert other in running.workers()

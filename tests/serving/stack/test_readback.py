@@ -1,13 +1,16 @@
-"""Settings as the servers say them, in our units."""
+"""Settings as the servers report them, in our units."""
 
 from pathlib import Path
 
 import pytest
 
 from bundle.store import Bundle
-from serving.clients.endpoint import Endpoint
+from serving.clients.endpoint import ServerName
+from serving.deployment import Deployment
+from serving.servers.model_config import settings_of_classifier
+from serving.servers.server import server_class
+from serving.servers.torchserve import settings_of_description
 from serving.settings import ServingSettings
-from serving.stack.readback import from_torchserve, from_triton, wanted_settings
 from serving.torchserve_server.configuration import model_config
 from serving.triton_server.repository import build_repository
 
@@ -25,15 +28,15 @@ def test_tritons_microseconds_are_our_milliseconds(settings: ServingSettings, di
     }
     preprocess = {"max_body_bytes": {"string_value": "1024"}, "max_image_pixels": {"string_value": "9"}}
     admission = {"queue_size": {"string_value": "7"}, "request_timeout_s": {"string_value": "10.0"}}
-    said = from_triton(config, {"parameters": preprocess}, {"parameters": admission})
-    assert said["queue_delay_ms"] == 2.5
-    assert said["queue_size"] == 7
+    reported = settings_of_classifier(config, {"parameters": preprocess}, {"parameters": admission})
+    assert reported["queue_delay_ms"] == 2.5
+    assert reported["queue_size"] == 7
 
 
 def test_torchserves_milliseconds_are_whole_and_seconds_are_seconds(settings: ServingSettings) -> None:
     asked = settings.model_copy(update={"queue_delay_ms": 2.5, "request_timeout_s": 7.5})
     config = model_config(asked.of("torchserve"))
-    said = from_torchserve(
+    reported = settings_of_description(
         {
             "minWorkers": config["minWorkers"],
             "batchSize": config["batchSize"],
@@ -43,13 +46,13 @@ def test_torchserves_milliseconds_are_whole_and_seconds_are_seconds(settings: Se
             "customizedMetadata": '{"runtime": "onnxruntime", "threads": 1}',
         }
     )
-    assert (said["queue_delay_ms"], said["request_timeout_s"], said["queue_size"]) == (3, 8, 256)
-    endpoint = Endpoint(server="torchserve", url="", metrics_url="")
-    assert said.items() <= wanted_settings(endpoint, asked).items()
+    assert (reported["queue_delay_ms"], reported["request_timeout_s"], reported["queue_size"]) == (3, 8, 256)
+    server = server_class("torchserve")(asked, Deployment(()), Path())
+    assert reported.items() <= server.expected_settings().items()
 
 
 @pytest.mark.parametrize("server", ["fastapi", "triton"])
-def test_the_others_take_the_settings_as_they_are(server: str, settings: ServingSettings) -> None:
-    endpoint = Endpoint.model_validate({"server": server, "url": "", "metrics_url": ""})
-    wanted = wanted_settings(endpoint, settings.model_copy(update={"max_batch_size": 5}))
+def test_the_others_take_the_settings_as_they_are(server: ServerName, settings: ServingSettings) -> None:
+    changed = settings.model_copy(update={"max_batch_size": 5})
+    wanted = server_class(server)(changed, Deployment(()), Path()).expected_settings()
     assert (wanted["max_batch_size"], wanted["threads"]) == (5, 1)

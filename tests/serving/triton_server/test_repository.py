@@ -1,6 +1,5 @@
 """The Triton deployment without Triton: the rendered repository, and what is refused before a start."""
 
-import math
 import os
 import re
 import sys
@@ -25,15 +24,15 @@ from bundle.errors import DeploymentError
 from bundle.store import Bundle
 from serving.clients.connect import connect
 from serving.clients.http_wire import API_KEY_HEADER
+from serving.deployment import Deployment
+from serving.servers import triton as triton_module
+from serving.servers.triton import TritonServer
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
-from serving.triton_server import versions as triton_versions
 from serving.triton_server.admission import Admission
-from serving.triton_server.care import TritonCare
 from serving.triton_server.control import TritonControl
-from serving.triton_server.launch import find_triton, plan_triton
+from serving.triton_server.environment import find_triton
 from serving.triton_server.repository import build_repository, model_names, remove_models, write_default
-from serving.triton_server.versions import TritonVersions
 from tests.workplace import triton_admin
 
 
@@ -143,13 +142,13 @@ def test_the_wheels_triton_does_not_pretend_to_use_a_gpu(
     settings: ServingSettings, digits: Bundle, tmp_path: Path, device: str
 ) -> None:
     with pytest.raises(DeploymentError, match=f"device = {device}: .* on the CPU only"):
-        plan_triton(settings.model_copy(update={"device": device}), [digits], tmp_path)
+        TritonServer(settings.model_copy(update={"device": device}), Deployment((digits,)), tmp_path).prepare()
 
 
 def test_tensorrt_is_refused_by_every_native_triton(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
     wanted = settings.model_copy(update={"device": "tensorrt", "triton_home": tmp_path / "tritonserver"})
     with pytest.raises(DeploymentError, match="use device = cuda"):
-        plan_triton(wanted, [digits], tmp_path / "stack")
+        TritonServer(wanted, Deployment((digits,)), tmp_path / "stack").prepare()
 
 
 @pytest.mark.parametrize(("request_timeout_s", "exit_s"), [(2.5, 10), (30.5, 31)])
@@ -157,9 +156,9 @@ def test_what_triton_has_taken_it_may_answer_before_it_ends(
     settings: ServingSettings, digits: Bundle, tmp_path: Path, request_timeout_s: float, exit_s: int
 ) -> None:
     changes = {"request_timeout_s": request_timeout_s, "triton_home": tmp_path / "tritonserver"}
-    plan = plan_triton(settings.model_copy(update=changes), [digits], tmp_path / "stack")
-    assert f"--exit-timeout-secs={exit_s}" in plan.command
-    assert plan.stop_timeout_s == exit_s + 5
+    server = TritonServer(settings.model_copy(update=changes), Deployment((digits,)), tmp_path / "stack")
+    assert f"--exit-timeout-secs={exit_s}" in server.start_command().argv
+    assert server.stop_timeout_s == exit_s + 5
 
 
 @pytest.mark.parametrize("keys", [(), (SecretStr("first-key"),)])
@@ -167,16 +166,17 @@ def test_what_changes_triton_is_restricted_with_keys_and_without(
     settings: ServingSettings, digits: Bundle, tmp_path: Path, keys: tuple[SecretStr, ...]
 ) -> None:
     changes = {"api_keys": keys, "triton_home": tmp_path / "tritonserver"}
-    plans = [plan_triton(settings.model_copy(update=changes), [digits], tmp_path / "stack") for _ in range(2)]
+    changed, deployment = settings.model_copy(update=changes), Deployment((digits,))
+    servers = [TritonServer(changed, deployment, tmp_path / "stack") for _ in range(2)]
     tokens = set()
-    for plan in plans:
-        restricted = [word.partition("=") for word in plan.command if "restricted" in word]
+    for server in servers:
+        restricted = [word.partition("=") for word in server.start_command().argv if "restricted" in word]
         assert {flag for flag, _, _ in restricted} == {"--http-restricted-api", "--grpc-restricted-protocol"}
         by_header = {what.partition(":")[2].partition("=")[0]: what.partition(":")[0] for _, _, what in restricted}
         assert by_header.pop("x-trident-admin") == "model-repository,shared-memory,trace,logging"
         assert by_header == ({API_KEY_HEADER: "inference,metadata,model-config,statistics"} if keys else {})
         tokens |= {what.rpartition("=")[2] for _, _, what in restricted} - {"first-key"}
-    assert len(tokens) == len(plans)
+    assert len(tokens) == len(servers)
 
 
 def test_a_missing_environment_says_what_to_do(tmp_path: Path) -> None:
@@ -205,31 +205,36 @@ class FakeControl:
         return dict.fromkeys(self.loaded, "READY")
 
 
-def care_of(control: FakeControl, repository: Path, tmp_path: Path, metrics_url: str = "http://m") -> TritonCare:
-    return TritonCare(
-        os.getpid(),
-        cast(TritonControl, control),
-        repository,
-        shared_prefix=f"{tmp_path}/table_",
-        metrics_url=metrics_url,
-        native=False,
-    )
+def triton_with(
+    control: FakeControl, settings: ServingSettings, repository: Path, tmp_path: Path, *served: Bundle
+) -> TritonServer:
+    """A server with this control, model repository, and tables in `tmp_path`."""
+    quick = settings.model_copy(update={"request_timeout_s": 0.02})
+    server = TritonServer(quick, Deployment(served), tmp_path / "stack")
+    server._control = cast(TritonControl, control)
+    server._repository = repository
+    server._shared_prefix = f"{tmp_path}/table_"
+    server.started(os.getpid())
+    return server
 
 
-def test_what_was_lost_with_a_dead_stub_keeps_no_places(digits: Bundle, repository: Path, tmp_path: Path) -> None:
+def test_what_was_lost_with_a_dead_stub_keeps_no_slots(
+    settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path
+) -> None:
     other = Bundle(digits.path, digits.manifest.model_copy(update={"version": 2}))
     doors = [Admission(tmp_path / f"table_digits_v{version}", 4, timeout_s=60) for version in (1, 2)]
     for door in doors:
         assert door.take(4)
     control = FakeControl("digits_v1_preprocess")
-    care = care_of(control, repository, tmp_path)
-    assert care.mend([digits, other]) == "loaded digits_v1_preprocess again"
+    server = triton_with(control, settings, repository, tmp_path, digits, other)
+    assert str(server.probe()) == "dead stub of digits_v1_preprocess"
+    assert server.repair() == "loaded digits_v1_preprocess again"
     assert control.calls == ["load digits_v1_preprocess"]
     assert [door.waiting for door in doors] == [0, 4]
 
 
-def test_triton_tells_what_it_answered(
-    digits: Bundle, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_triton_reports_what_it_answered(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
@@ -250,17 +255,13 @@ nv_inference_exec_count{model="digits_v1_classifier",version="1"} 400
         def log_message(self, *_: object) -> None: ...
 
     with HTTPServer(("127.0.0.1", 0), Metrics) as server:
-        care = care_of(FakeControl(), repository, tmp_path, f"http://127.0.0.1:{server.server_port}/metrics")
+        ports = settings.ports.model_copy(update={"triton_metrics": server.server_port})
+        triton = TritonServer(settings.model_copy(update={"ports": ports}), Deployment((digits,)), tmp_path)
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        assert care.answered(digits) == 3000
+        assert triton.predictions_served(digits) == 3000
         thread.join()
-    assert math.isnan(care.answered(digits))
-
-
-def versions_of(control: FakeControl, settings: ServingSettings, repository: Path, tmp_path: Path) -> TritonVersions:
-    quick = settings.model_copy(update={"request_timeout_s": 0.02}).of("triton")
-    return TritonVersions(cast(TritonControl, control), repository, quick, f"{tmp_path}/table_")
+    assert triton.predictions_served(digits) is None
 
 
 def test_an_unloaded_version_is_gone_though_it_had_lost_images(
@@ -269,7 +270,7 @@ def test_an_unloaded_version_is_gone_though_it_had_lost_images(
     control = FakeControl(*model_names(digits))
     table = tmp_path / "table_digits_v1"
     assert Admission(table, 4, timeout_s=0.02).take(2)
-    versions_of(control, settings, repository, tmp_path).unload(digits)
+    triton_with(control, settings, repository, tmp_path).unload(digits)
     assert control.calls == [f"unload {name}" for name in reversed(model_names(digits))]
     assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
     assert not table.exists()
@@ -278,10 +279,10 @@ def test_an_unloaded_version_is_gone_though_it_had_lost_images(
 def test_a_version_that_images_still_wait_for_stays_loaded_until_a_restart(
     settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_versions, "count_waiting", lambda _path, _timeout_s: 3)
+    monkeypatch.setattr(triton_module, "count_waiting", lambda _path, _timeout_s: 3)
     control = FakeControl(*model_names(digits))
     with pytest.raises(DeploymentError, match="3 images still wait for digits:1"):
-        versions_of(control, settings, repository, tmp_path).unload(digits)
+        triton_with(control, settings, repository, tmp_path).unload(digits)
     assert control.calls == []
     assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
 
@@ -296,7 +297,7 @@ def test_a_version_that_triton_does_not_let_go_of_is_not_loaded_again(
 
     monkeypatch.setattr(control, "unload", refuse)
     with pytest.raises(DeploymentError, match="cannot unload digits_v1"):
-        versions_of(control, settings, repository, tmp_path).unload(digits)
+        triton_with(control, settings, repository, tmp_path).unload(digits)
     assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
 
 

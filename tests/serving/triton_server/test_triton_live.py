@@ -7,9 +7,8 @@ import httpx
 import pytest
 
 from bundle.store import Bundle
+from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import Endpoint
-from serving.clients.grpc_wire import grpc_wire
-from serving.clients.http_wire import WIRES
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
 from tests.bursts import Answer, burst, grpc_burst
@@ -46,7 +45,7 @@ def test_the_classifier_is_warm_before_anybody_asks(triton: Endpoint) -> None:
 
 def test_a_burst_beyond_triton_s_bound_is_refused_without_stalls(triton: Endpoint, digits: Bundle) -> None:
     """Triton's own bound made its batcher sleep for 500 ms at a time; ours must not."""
-    requests = [WIRES["triton"]("digits", 1).request(digits.golden_inputs()[0][1], 1)] * 128
+    requests = [dialect_of("triton").http("digits", 1).request(digits.golden_inputs()[0][1], 1)] * 128
 
     def longest_pause() -> float:
         answers = burst(triton.url, requests)
@@ -67,8 +66,8 @@ def test_refusals_do_not_wait_behind_work(triton: Endpoint, protocol: str) -> No
 
     def answers() -> list[Answer]:
         if protocol == "grpc":
-            return grpc_burst(address, grpc_wire("triton", "digits", 1), image, 64)
-        return burst(triton.url, [WIRES["triton"]("digits", 1).request(image)] * 64)
+            return grpc_burst(address, dialect_of("triton").grpc("digits", 1), image, 64)
+        return burst(triton.url, [dialect_of("triton").http("digits", 1).request(image)] * 64)
 
     taken, refusal = ("OK", "UNAVAILABLE") if protocol == "grpc" else (200, 503)
 

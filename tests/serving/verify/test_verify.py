@@ -13,7 +13,7 @@ from serving.clients.http_client import HttpClient
 from serving.clients.http_wire import RefusedError
 from serving.settings import ServingSettings
 from serving.verify import checks as module
-from serving.verify.checks import Check, Lane, all_passed, verify
+from serving.verify.checks import Check, VerifiedLane, all_passed, verify
 from serving.verify.edge_case_images import edge_case_images
 from tests.serving.fastapi_server.live_service import live_service
 
@@ -37,12 +37,13 @@ def expecting(bundle: Bundle, **changes: Any) -> Bundle:
     return Bundle(bundle.path, bundle.manifest.model_copy(update=changes))
 
 
+SETTINGS = ServingSettings()
 # Whatever is wrong with the golden answers is wrong with them in company, and again.
 ALWAYS = {"a bad one among good ones", "golden answers again"}
 
 
 def test_all_green(service: Endpoint, digits: Bundle) -> None:
-    checks = verify(service, "http", digits)
+    checks = verify(service, "http", digits, SETTINGS)
     assert all_passed(checks), [check for check in checks if not check.passed]
     assert len(checks) > 25
     assert {check.lane for check in checks} == {"fastapi http"}
@@ -50,7 +51,7 @@ def test_all_green(service: Endpoint, digits: Bundle) -> None:
 
 def test_wrong_weights(digits: Bundle, other_weights: Bundle) -> None:
     with live_service(ServingSettings(models=(str(other_weights.path),), threads=1)) as live:
-        checks = verify(endpoint_of(live.url), "http", digits)
+        checks = verify(endpoint_of(live.url), "http", digits, SETTINGS)
     assert {"golden probabilities", *ALWAYS} <= red(checks) <= {"golden probabilities", *ALWAYS, *edge_case_images()}
     (golden,) = (check for check in checks if check.name == "golden probabilities")
     assert "golden/00.png: probabilities differ by" in golden.detail
@@ -58,22 +59,22 @@ def test_wrong_weights(digits: Bundle, other_weights: Bundle) -> None:
 
 def test_wrong_labels(service: Endpoint, digits: Bundle) -> None:
     swapped = (digits.manifest.labels[1], digits.manifest.labels[0], *digits.manifest.labels[2:])
-    assert red(verify(service, "http", expecting(digits, labels=swapped))) == {"labels", *ALWAYS}
+    assert red(verify(service, "http", expecting(digits, labels=swapped), SETTINGS)) == {"labels", *ALWAYS}
 
 
 def test_wrong_resize_policy(service: Endpoint, digits: Bundle) -> None:
     padded = digits.manifest.input.model_copy(update={"resize": "pad"})
-    failed = red(verify(service, "http", expecting(digits, input=padded)))
+    failed = red(verify(service, "http", expecting(digits, input=padded), SETTINGS))
     assert {"very wide PNG", "very tall PNG"} <= failed <= set(edge_case_images())
 
 
 def test_a_version_that_is_not_there(service: Endpoint, digits: Bundle) -> None:
-    failed = red(verify(service, "http", expecting(digits, version=2)))
+    failed = red(verify(service, "http", expecting(digits, version=2), SETTINGS))
     assert {"version", "default version"} <= failed
 
 
 def test_a_version_that_is_not_the_default(service: Endpoint, digits: Bundle) -> None:
-    checks = {check.name: check.passed for check in verify(service, "http", digits, is_default=False)}
+    checks = {check.name: check.passed for check in verify(service, "http", digits, SETTINGS, is_default=False)}
     assert checks["default version"] is None
 
 
@@ -105,7 +106,7 @@ def test_a_bad_one_must_fail_alone_and_as_the_clients_fault(
         return InACrowd(endpoint, model, version)
 
     monkeypatch.setattr(module, "connect", connect)
-    assert red(verify(service, "http", digits)) == {"a bad one among good ones"}
+    assert red(verify(service, "http", digits, SETTINGS)) == {"a bad one among good ones"}
 
 
 @pytest.mark.parametrize(("counted", "passed"), [([7, 7, 7, 8], True), ([7], False)])
@@ -114,7 +115,9 @@ def test_a_request_may_be_counted_a_little_later(
 ) -> None:
     monkeypatch.setattr(module, "_COUNTED_WITHIN_S", 1.0 if passed else 0.1)
     monkeypatch.setattr(module, "_counted", lambda _: counted.pop(0) if len(counted) > 1 else counted[0])
-    outcome = module._metrics(Lane(service, "http", digits, ServingSettings(), True), digits.golden_inputs()[0][1])
+    outcome = module._metrics(
+        VerifiedLane(service, "http", digits, ServingSettings(), True), digits.golden_inputs()[0][1]
+    )
     assert outcome == (passed, f"trident_requests_total: 7, after a request {counted[-1]}")
 
 

@@ -1,0 +1,95 @@
+"""Triton with Trident's model repository, as its clients see it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from bundle.schemas import Prediction
+from serving.clients.dialect import Dialect, StageCounters, TensorModel
+from serving.clients.endpoint import Endpoint
+from serving.clients.grpc_wire import GrpcWire
+from serving.clients.http_wire import GarbledError, HttpRequest, Wire, image_headers, parse_prediction
+
+_HEADER_LENGTH: Final = "inference-header-content-length"
+
+
+def triton_model(model: str, version: int | None) -> str:
+    """Triton's name for a model's default version, or for exactly `version`."""
+    return model if version is None else f"{model}_v{version}"
+
+
+@dataclass(frozen=True)
+class TritonWire:
+    """`POST /v2/models/<ensemble>/infer`: a raw binary request for the one BYTES input. The ensemble `<model>` is the
+    default version, `<model>_v<version>` a certain one.
+
+    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+    """
+
+    model: str
+    version: int | None = None
+
+    def request(self, image: bytes, top_k: int | None = None) -> HttpRequest:
+        """No JSON header (its length is 0), then the image."""
+        path = f"/v2/models/{triton_model(self.model, self.version)}/infer"
+        return HttpRequest(path, {**image_headers(top_k), _HEADER_LENGTH: "0"}, image)
+
+    def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
+        """A JSON header, then the tensor `answer`: 4 bytes of length and the answer's JSON."""
+        if status != 200:
+            return parse_prediction(status, b"", body)
+        try:
+            start = int(headers[_HEADER_LENGTH])
+            length = int.from_bytes(body[start : start + 4], "little")
+        except (KeyError, ValueError) as error:
+            raise GarbledError(f"no binary tensor in the response: {body[:200]!r}") from error
+        return parse_prediction(status, body[start + 4 : start + 4 + length], body)
+
+
+class TritonDialect(Dialect):
+    """HTTP and gRPC, by the Open Inference Protocol."""
+
+    request_counter: ClassVar[str] = "nv_inference_request_success"
+
+    def http(self, model: str, version: int | None = None) -> Wire:
+        """`infer` with binary tensors."""
+        return TritonWire(model, version)
+
+    def grpc(self, model: str, version: int | None = None) -> GrpcWire:
+        """`ModelInfer`."""
+        from serving.clients.triton_grpc import TritonGrpcWire
+
+        return TritonGrpcWire(model, version)
+
+    def tensor_model(self, model: str, version: int, settings: Mapping[str, object]) -> TensorModel:
+        """The ensemble's classifier. Triton's libtorch backend prescribes other names for tensors."""
+        indexed = settings.get("triton_classifier") == "native" and settings.get("runtime") == "torchscript"
+        suffix = "__0" if indexed else ""
+        path = f"/v2/models/{triton_model(model, version)}_classifier/versions/{version}"
+        return TensorModel(path, f"image{suffix}", f"probabilities{suffix}")
+
+    def stage_counters(self, endpoint: Endpoint, model: str, version: int | None) -> StageCounters:
+        """From the statistics extension. The queue is that of all steps together."""
+        from serving.clients.metrics import get
+
+        name = triton_model(model, version)
+        stages = {f"{name}_preprocess": "decode", f"{name}_classifier": "inference"}
+        counters: dict[str, tuple[float, float]] = {}
+        queue, images = 0.0, 0.0
+        for entry in get(f"{endpoint.url}/v2/models/stats").json()["model_stats"]:
+            statistics: dict[str, Any] = entry["inference_stats"]
+            if entry["name"] in stages:
+                stage = stages[entry["name"]]
+                counters[stage] = _seconds(statistics, "compute_infer", "compute_input", "compute_output")
+            if entry["name"].startswith(f"{name}_"):
+                queue += _seconds(statistics, "queue")[0]
+            if entry["name"] == f"{name}_classifier":
+                images = _seconds(statistics, "queue")[1]
+        return {**counters, "queue": (queue, images)} if images else counters
+
+
+def _seconds(statistics: dict[str, Any], *names: str) -> tuple[float, float]:
+    return sum(statistics[name]["ns"] for name in names) / 1e9, float(statistics[names[0]]["count"])
+
+
+DIALECT: Final = TritonDialect()
