@@ -1,6 +1,6 @@
 """Is an answer right? The one definition, for readiness, verify, rollout and load test."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,26 +51,15 @@ def compare(answer: Prediction, expected: Expected, tolerance: float) -> Fault |
     for each class the label is the model's and the probability differs by at most `tolerance`. The first class must be
     the most probable one, up to the tolerance.
     """
+    return next(all_faults(answer, expected, tolerance), None)
+
+
+def all_faults(answer: Prediction, expected: Expected, tolerance: float) -> Iterator[Fault]:
+    """All that is wrong with an answer, as `compare` defines it: at most one fault of each kind."""
     name = f"{answer.model}:{answer.version}"
     if expected.model is not None and name != expected.model:
-        return Fault("version", f"answered by {name} instead of {expected.model}")
-    classes = len(expected.probabilities)
-    labels = expected.labels
-    for entry in answer.predictions:
-        if entry.class_id >= classes or (labels is not None and entry.label != labels[entry.class_id]):
-            return Fault("labels", f"class {entry.class_id} is labelled {entry.label!r}")
-    wanted = classes if expected.top_k is None else min(expected.top_k, classes)
-    if len({entry.class_id for entry in answer.predictions}) != wanted:
-        return Fault("probabilities", f"{len(answer.predictions)} classes instead of {wanted}")
-    if expected.top_k is not None:
-        left_out = float(expected.probabilities.max()) - float(expected.probabilities[answer.top.class_id])
-        if not left_out <= 2 * tolerance:
-            return Fault("probabilities", _tops(answer, expected))
-    difference = max_abs_difference(answer, expected)
-    if not difference <= tolerance:
-        message = f"probabilities differ by {difference:.1e} (allowed {tolerance:.0e}); {_tops(answer, expected)}"
-        return Fault("probabilities", message)
-    return None
+        yield Fault("version", f"answered by {name} instead of {expected.model}")
+    yield from filter(None, (_labels_fault(answer, expected), _probabilities_fault(answer, expected, tolerance)))
 
 
 def compare_probabilities(
@@ -93,6 +82,23 @@ def max_abs_difference(answer: Prediction, expected: Expected) -> float:
     return float(np.max(differences, initial=0.0))
 
 
-def _tops(answer: Prediction, expected: Expected) -> str:
-    golden = int(expected.probabilities.argmax())
-    return f"top-1 class {answer.top.class_id}, golden {golden}"
+def _labels_fault(answer: Prediction, expected: Expected) -> Fault | None:
+    labels, classes = expected.labels, len(expected.probabilities)
+    for entry in answer.predictions:
+        if entry.class_id >= classes or (labels is not None and entry.label != labels[entry.class_id]):
+            return Fault("labels", f"class {entry.class_id} is labelled {entry.label!r}")
+    return None
+
+
+def _probabilities_fault(answer: Prediction, expected: Expected, tolerance: float) -> Fault | None:
+    classes = len(expected.probabilities)
+    wanted = classes if expected.top_k is None else min(expected.top_k, classes)
+    if len({entry.class_id for entry in answer.predictions if entry.class_id < classes}) != wanted:
+        return Fault("probabilities", f"{len(answer.predictions)} classes instead of {wanted}")
+    top = float(expected.probabilities[answer.top.class_id]) if answer.top.class_id < classes else -1.0
+    difference = max_abs_difference(answer, expected)
+    if not difference <= tolerance or not float(expected.probabilities.max()) - top <= 2 * tolerance:
+        golden = int(expected.probabilities.argmax())
+        tops = f"top-1 class {answer.top.class_id}, golden {golden}"
+        return Fault("probabilities", f"probabilities differ by {difference:.1e} (allowed {tolerance:.0e}); {tops}")
+    return None

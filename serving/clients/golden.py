@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bundle.errors import TridentError
-from bundle.golden import Fault, compare, max_abs_difference
+from bundle.golden import Fault, all_faults, max_abs_difference
 from bundle.schemas import Prediction
 from bundle.store import Bundle, GoldenExample
 from serving.clients.client import Client
@@ -51,9 +51,7 @@ def check_examples(client: Client, examples: list[GoldenExample], tolerance: flo
             faults.append((example.name, answer))
             continue
         differences.append(max_abs_difference(answer, expected))
-        fault = compare(answer, expected, tolerance)
-        if fault is not None:
-            faults.append((example.name, fault))
+        faults += [(example.name, fault) for fault in all_faults(answer, expected, tolerance)]
     return GoldenResult(len(examples), max(differences, default=None), tuple(faults))
 
 

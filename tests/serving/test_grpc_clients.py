@@ -61,7 +61,7 @@ def test_triton_gets_the_image_top_k_version_and_key(serve: Callable[[ServerName
     ((request, metadata),) = seen
     assert request.model_name == "m_v2"
     assert request.parameters["top_k"].int64_param == 3
-    assert list(request.raw_input_contents) == [b"\x07\x00\x00\x00image"]
+    assert list(request.raw_input_contents) == [b"\x05\x00\x00\x00image"]
     assert metadata["triton-grpc-protocol-x-api-key"] == "secret"
 
 

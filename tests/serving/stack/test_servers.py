@@ -403,7 +403,7 @@ def test_bench_measures_all_three(running: StackState, folder: Path) -> None:
 def test_locust_drives_a_server_with_master_and_workers(
     loop: str, running: StackState, folder: Path, tmp_path: Path
 ) -> None:
-    locustfile = Path(__file__).parents[1] / "loadtest" / "locustfile.py"
+    locustfile = Path(__file__).parents[3] / "loadtest" / "locustfile.py"
     arguments = [
         "--host",
         url(running, "fastapi"),

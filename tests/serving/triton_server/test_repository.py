@@ -119,7 +119,7 @@ def test_the_runtimes_of_triton_itself_and_the_python_backend(
         assert kind in text
         assert f'name: "{names[0]}"' in text
         assert f'name: "{names[1]}"' in text
-        assert f'key: "{names[0]}" value: "image"' in config(tmp_path / runtime / classifier, "digits")
+        assert f'key: "{names[0]}" value: "pixels"' in config(tmp_path / runtime / classifier, "digits")
         assert (tmp_path / runtime / classifier / "digits_v1_classifier/1" / weights).is_file()
         threads = re.search(r'(?i)intra_op_thread_count" value: \{ string_value: "3"|threads\\": ?3', text)
         assert threads, text
