@@ -36,7 +36,7 @@ COPY serving serving
 RUN python -m compileall -q bundle serving
 USER 10001:10001
 STOPSIGNAL SIGTERM
-# It keeps its own time: REQUEST_TIMEOUT_S, which is 600 at most, and a little.
+# The check enforces its own timeout, TRIDENT_REQUEST_TIMEOUT_S (600 at most) and a little more.
 HEALTHCHECK --interval=5s --timeout=610s --start-period=120s --retries=3 CMD ["python", "-IS", "serving/container/top1_probe.py"]
 ENTRYPOINT ["python", "-m", "serving.container"]
 CMD ["fastapi"]

@@ -45,7 +45,7 @@ COPY model_repository model_repository
 RUN python3 -m compileall -q bundle serving
 USER 10001:10001
 STOPSIGNAL SIGTERM
-# It keeps its own time: REQUEST_TIMEOUT_S, which is 600 at most, and a little.
+# The check enforces its own timeout, TRIDENT_REQUEST_TIMEOUT_S (600 at most) and a little more.
 HEALTHCHECK --interval=5s --timeout=610s --start-period=120s --retries=3 CMD ["python3", "-IS", "serving/container/top1_probe.py"]
 # Without the public image's own entry point, which prints a banner.
 ENTRYPOINT ["python3", "-m", "serving.container"]
