@@ -1,4 +1,4 @@
-"""The errors of serving, in the order in which a request can meet them.
+"""Trident's errors, in the order in which a request can run into them.
 
 Each class carries its HTTP status (RFC 9110), and ``kind``, which is the slug in the problem's type and the label in
 the metrics. The message of a 4xx or 503 is written for the client; that of a 500 never leaves the process.
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 
 class TridentError(Exception):
-    """Anything that serving raises on purpose. `message` says what is wrong and, where it can, what to do."""
+    """The base of all errors that Trident raises on purpose. `message`: what is wrong and, where possible, what to do."""
 
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "internal"
@@ -32,7 +32,7 @@ class RequestError(TridentError):
 
 
 class UnauthorizedError(RequestError):
-    """No API key, or a wrong one."""
+    """The API key is missing or wrong."""
 
     status = 401
     kind = "unauthorized"
@@ -40,7 +40,7 @@ class UnauthorizedError(RequestError):
 
 
 class RequestTimeoutError(RequestError):
-    """The request did not arrive whole within `read_timeout_s`."""
+    """The request was not complete within `read_timeout_s`."""
 
     status = 408
     kind = "request-timeout"
@@ -48,7 +48,7 @@ class RequestTimeoutError(RequestError):
 
 
 class UnknownModelError(RequestError):
-    """No such model, or no such version of it."""
+    """The model, or this version of it, is not served."""
 
     status = 404
     kind = "unknown-model"
@@ -56,7 +56,7 @@ class UnknownModelError(RequestError):
 
 
 class BodyTooLargeError(RequestError):
-    """More bytes than `max_body_bytes`."""
+    """The body has more than `max_body_bytes` bytes."""
 
     status = 413
     kind = "body-too-large"
@@ -64,37 +64,37 @@ class BodyTooLargeError(RequestError):
 
 
 class UnsupportedMediaTypeError(RequestError):
-    """The Content-Type, or what the bytes turn out to be, is no image that is accepted."""
+    """The Content-Type is not accepted."""
 
     status = 415
     kind = "unsupported-media-type"
-    title = "Not a supported image type"
+    title = "Unsupported image type"
 
 
 # --- the image
 
 
 class ImageError(RequestError):
-    """The image cannot be turned into pixels."""
+    """The image cannot be decoded."""
 
 
 class EmptyImageError(ImageError):
-    """No bytes."""
+    """The image has no bytes."""
 
     kind = "empty-image"
     title = "Empty image"
 
 
 class NotAnImageError(ImageError):
-    """The bytes carry no signature of an accepted image format."""
+    """The bytes are not in an accepted image format."""
 
     status = 415
     kind = "not-an-image"
-    title = "Not a supported image type"
+    title = "Unsupported image type"
 
 
 class TooManyPixelsError(ImageError):
-    """More pixels than `max_image_pixels`; found before decoding them."""
+    """The image has more than `max_image_pixels` pixels. Found before any pixel is decoded."""
 
     status = 413
     kind = "too-many-pixels"
@@ -102,7 +102,7 @@ class TooManyPixelsError(ImageError):
 
 
 class UndecodableImageError(ImageError):
-    """A known format whose data is damaged or cut off."""
+    """The format is known, but the data is damaged or truncated."""
 
     status = 422
     kind = "undecodable-image"
@@ -113,7 +113,7 @@ class UndecodableImageError(ImageError):
 
 
 class OverloadedError(TridentError):
-    """The queue is full. Nothing was done; come back after `retry_after_s`."""
+    """The queue is full. Nothing was done; retry after `retry_after_s`."""
 
     status = 429
     kind = "overloaded"
@@ -129,7 +129,7 @@ class UnavailableError(TridentError):
 
 
 class DeadlineExceededError(TridentError):
-    """The answer did not come in the time that the request allowed."""
+    """The answer was not ready before the request's deadline."""
 
     status = 504
     kind = "deadline-exceeded"
@@ -140,14 +140,14 @@ class DeadlineExceededError(TridentError):
 
 
 class BundleError(TridentError):
-    """A bundle is missing, damaged, or not what its manifest says."""
+    """A bundle is missing, damaged, or differs from its manifest."""
 
     kind = "bundle"
     title = "Bad bundle"
 
 
 class DeploymentError(TridentError):
-    """A server could not be configured, started or reached."""
+    """A server cannot be configured, started or reached."""
 
     kind = "deployment"
     title = "Deployment failed"

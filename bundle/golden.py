@@ -34,7 +34,7 @@ class Expected:
     Args:
         probabilities: float32 `[classes]`, as eager PyTorch gave them.
         top_k: how many classes were asked for; None: all.
-        labels: the model's labels; None: not compared (a server of somebody else may name classes otherwise).
+        labels: the model's labels; None: not compared (a third-party server may have others).
         model: `model:version` that must have answered; None: not compared.
     """
 

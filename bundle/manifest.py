@@ -1,6 +1,6 @@
 """The manifest of a bundle: the single source of truth about an exported model.
 
-Readers get frozen, validated objects; unknown keys and unknown schema versions are refused.
+Readers get frozen, validated objects. Unknown keys and unknown schema versions are rejected.
 """
 
 from datetime import datetime
@@ -40,11 +40,11 @@ class _Part(BaseModel):
 
 
 class ImageInput(_Part):
-    """What the model takes: `image`, uint8 `[N, 3, height, width]`, RGB; and how an image of any size becomes that.
+    """The model's input `image`, uint8 `[N, 3, height, width]`, RGB; and how an image of any size is resized to it.
 
-    stretch: to height x width, the aspect ratio is not kept.
-    crop:    the shorter side to `shorter_side`, then the centre height x width.
-    pad:     the longer side to fit, then black borders.
+    stretch: resize to height x width, without keeping the aspect ratio.
+    crop:    resize the shorter side to `shorter_side`, then crop the centre height x width.
+    pad:     resize the longer side to fit, then add black borders.
     """
 
     name: Literal["image"] = "image"
@@ -60,14 +60,14 @@ class ImageInput(_Part):
     @model_validator(mode="after")
     def _shorter_side_goes_with_crop(self) -> Self:
         if (self.resize == "crop") != (self.shorter_side is not None):
-            raise ValueError("shorter_side is given with resize = crop, and only with it")
+            raise ValueError("shorter_side belongs to resize = crop, which needs it")
         if self.shorter_side is not None and self.shorter_side < max(self.height, self.width):
             raise ValueError("shorter_side must not be less than height and width")
         return self
 
 
 class ProbabilitiesOutput(_Part):
-    """What the model gives: `probabilities`, float32 `[N, classes]`, each row summing to 1."""
+    """The model's output `probabilities`, float32 `[N, classes]`; each row sums to 1."""
 
     name: Literal["probabilities"] = "probabilities"
     dtype: Literal["float32"] = "float32"
@@ -83,13 +83,13 @@ class File(_Part):
 
 
 class Artefact(File):
-    """The model in one format and precision, with what the export measured against eager PyTorch in fp32.
+    """The model in one format and precision, with the export's comparison to eager PyTorch in fp32.
 
-    tolerance:     largest |difference| to the golden probabilities with which an answer counts as right.
-    accuracy_drop: fp32's accuracy minus this file's, as fractions, on `accuracy_inputs` labelled test images;
-                   None for imported weights, whose labelled data is not here.
-    latency_ms:    median time of one image in one thread on the exporting machine, in onnxruntime or torch.
-    speedup:       the ONNX fp32 file's latency divided by this file's, both from the same interleaved run.
+    tolerance:     an answer is right if every probability differs from the golden one by at most this much.
+    accuracy_drop: fp32's accuracy minus this file's, as fractions, on `accuracy_inputs` labelled test inputs;
+                   None for imported weights, whose labelled data is not available.
+    latency_ms:    median time of one input in one thread on the exporting machine, in onnxruntime or torch.
+    speedup:       the ONNX fp32 file's latency divided by this file's, both from one interleaved run.
     """
 
     format: Format
@@ -112,7 +112,7 @@ class Golden(_Part):
 
 
 class Origin(_Part):
-    """Where the weights come from: a training run of ours (`trained`) or published weights (`imported`)."""
+    """Where the weights come from: a training run (`trained`) or published weights (`imported`)."""
 
     kind: Literal["trained", "imported"]
     source: str
@@ -159,7 +159,7 @@ class Manifest(_Part):
 
     @property
     def files(self) -> tuple[File, ...]:
-        """Every file that the manifest vouches for."""
+        """Every file whose sha256 the manifest has."""
         return (*self.artefacts, *self.golden.inputs, self.golden.probabilities)
 
 

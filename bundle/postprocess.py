@@ -1,4 +1,4 @@
-"""Probabilities in, the answer's classes out."""
+"""Probabilities in, the answer out."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -9,8 +9,7 @@ import numpy.typing as npt
 from bundle.errors import RequestError
 
 DEFAULT_TOP_K: Final = 5
-# All three servers read `top_k` from this header; FastAPI also from the query, which TorchServe and Triton keep to
-# themselves.
+# All three servers read `top_k` from this header; FastAPI also from the query, which TorchServe and Triton do not pass on.
 TOP_K_HEADER: Final = "x-top-k"
 
 Probabilities = npt.NDArray[np.float32]
@@ -19,12 +18,12 @@ Probabilities = npt.NDArray[np.float32]
 def top_k_classes(
     probabilities: Probabilities, labels: Sequence[str], top_k: int = DEFAULT_TOP_K
 ) -> list[dict[str, Any]]:
-    """The most probable classes, most probable first; equal ones by class id.
+    """The most probable classes in descending order; ties by class id.
 
     Args:
         probabilities: float32 `[classes]`.
         labels: the class names, in the order of `probabilities`.
-        top_k: how many; more than there are means all.
+        top_k: how many; all if there are fewer.
 
     Returns:
         `[{"label", "class_id", "probability"}]`, ready for JSON (`schemas.ClassProbability` is its schema).
@@ -35,12 +34,12 @@ def top_k_classes(
 
 
 def answer(probabilities: Probabilities, model: str, version: int, labels: Sequence[str], top_k: int) -> dict[str, Any]:
-    """The public answer to one image (`schemas.Prediction` is its schema)."""
+    """The public answer to one input (its schema is `schemas.Prediction`)."""
     return {"model": model, "version": version, "predictions": top_k_classes(probabilities, labels, top_k)}
 
 
 def parse_top_k(value: object) -> int:
-    """`top_k` as it came with a request: a positive integer, or nothing for the default.
+    """The `top_k` of a request: a positive integer, or empty for the default.
 
     Raises:
         RequestError: it is something else.

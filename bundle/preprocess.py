@@ -1,8 +1,7 @@
-"""Encoded image bytes in, uint8 pixels `[3, height, width]` out: the one preprocessing of training and of all
-servers.
+"""Encoded image bytes in, uint8 pixels `[3, height, width]` out: the one preprocessing of training and of all servers.
 
-Deterministic for one version of Pillow. In this order: identify (by content, never by name), refuse too many pixels,
-scaled JPEG decoding where the image is much larger than needed, EXIF orientation, any mode to RGB, then resize.
+Deterministic for one version of Pillow. The steps: identify the format by content, reject too many pixels, decode (a JPEG
+that is much larger than needed at a fraction of its size), apply the EXIF orientation, convert to RGB, resize.
 """
 
 import contextlib
@@ -19,26 +18,26 @@ from bundle.manifest import ImageInput
 
 Pixels = npt.NDArray[np.uint8]
 
-# Formats are named, because Pillow would otherwise also try those that start programs (EPS starts Ghostscript).
+# An explicit list: Pillow would otherwise also try formats that start programs (EPS starts Ghostscript).
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_IMAGE_PIXELS: Final = 50_000_000
-# A JPEG is decoded at 1/2, 1/4 or 1/8 size only where the resize filter still has this many source pixels per target
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only if the resize filter still gets this many source pixels per target
 # pixel and axis.
 _SCALED_DECODING_MARGIN: Final = 2
 _FILTERS: Final = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}
-# While a large image is decoded it takes up to 12 bytes per pixel (three images of mode RGBA): one at a time.
+# Decoding takes up to 12 bytes per pixel (three RGBA images), so only one large image is decoded at a time.
 _LARGE_PIXELS: Final = 4_000_000
 _one_large_image: Final = threading.Lock()
 _WHITE: Final = (255, 255, 255, 255)
 
 
 def preprocess(data: bytes, spec: ImageInput, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Pixels:
-    """Decode an image and bring it to the model's input.
+    """Decode an image and resize it to the model's input.
 
     Args:
-        data: a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF file; of an animation the first frame counts.
+        data: a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF file; of an animation, the first frame.
         spec: height, width, resize policy and filter of the bundle.
-        max_image_pixels: refuse larger images, before any pixel is decoded.
+        max_image_pixels: larger images are rejected before any pixel is decoded.
 
     Returns:
         uint8 `[3, height, width]`, RGB, C-contiguous.
@@ -54,8 +53,7 @@ def preprocess(data: bytes, spec: ImageInput, max_image_pixels: int = MAX_IMAGE_
 
 
 def decode(data: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """An image at its full size, upright, mode RGB: what `preprocess` sees before it resizes. For training's
-    augmentation.
+    """An image at its full size, upright, in mode RGB: `preprocess` without the resize, for training's augmentation.
 
     Raises:
         As `preprocess`.
@@ -64,7 +62,7 @@ def decode(data: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image
 
 
 def _decode(data: bytes, spec: ImageInput | None, max_image_pixels: int) -> Image.Image:
-    """Upright, mode RGB or L; at a fraction of its size where that is enough for `spec`."""
+    """Upright, in mode RGB or L; at a fraction of its size if that is enough for `spec`."""
     image = _open(data, max_image_pixels)
     try:
         orientation = _orientation(image)
@@ -80,7 +78,7 @@ def _decode(data: bytes, spec: ImageInput | None, max_image_pixels: int) -> Imag
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes
         raise UndecodableImageError(
-            f"the {image.format} data is damaged or cut off ({type(error).__name__})"
+            f"the {image.format} data is damaged or truncated ({type(error).__name__})"
         ) from error
 
 
@@ -90,7 +88,7 @@ def _open(data: bytes, max_image_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise NotAnImageError(f"the bytes are none of {', '.join(FORMATS)}") from error
+        raise NotAnImageError(f"the bytes are not in a supported format: {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixelsError(f"the image has more than {max_image_pixels} pixels") from error
     except MemoryError:
@@ -104,7 +102,7 @@ def _open(data: bytes, max_image_pixels: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; an image with damaged EXIF data counts as upright."""
+    """The EXIF orientation, 1 to 8; 1 (upright) if the EXIF data is damaged."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
@@ -113,7 +111,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _draft(image: Image.Image, spec: ImageInput, *, sideways: bool) -> None:
-    """Let libjpeg decode at a fraction of the size (https://pillow.readthedocs.io, Image.draft)."""
+    """Let libjpeg decode at a fraction of the size (Pillow's Image.draft)."""
     width, height = reversed(image.size) if sideways else image.size
     left, top, right, bottom = _source_box(width, height, spec)
     target_width, target_height = _target_size(width, height, spec)
@@ -123,7 +121,7 @@ def _draft(image: Image.Image, spec: ImageInput, *, sideways: bool) -> None:
 
 
 def _to_rgb_or_gray(image: Image.Image) -> Image.Image:
-    """Mode "RGB", or "L" where that says the same."""
+    """Mode "RGB", or "L" if the image is gray."""
     if image.mode in ("RGB", "L") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
@@ -159,9 +157,9 @@ def _target_size(width: int, height: int, spec: ImageInput) -> tuple[int, int]:
 
 
 def _source_box(width: int, height: int, spec: ImageInput) -> tuple[float, float, float, float]:
-    """The part of the source that is resized: all of it, or for `crop` the centre.
+    """The part of the source that is resized: all of it, or the centre for `crop`.
 
-    Cropping first and resizing after costs the same for a very wide image as for a square one.
+    Cropping before resizing makes a very wide image as cheap as a square one.
     """
     if spec.shorter_side is None:
         return 0, 0, width, height

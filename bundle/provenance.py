@@ -1,4 +1,4 @@
-"""Where a file of ours comes from: versions of packages and of this code. Kept in bundles and in results."""
+"""Versions of packages and of this code, kept in bundles and in results."""
 
 import platform
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Python's version and those of the packages that are installed, by distribution name."""
+    """The versions of Python and of those packages that are installed, by distribution name."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -19,7 +19,7 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The revision of this checkout, with `-dirty` if it was changed; None outside git."""
+    """The git revision of this checkout, with `-dirty` if it has changes; None outside git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None

@@ -1,4 +1,4 @@
-"""The public answer and the public error, the same from all three servers (pydantic; JSON on the wire)."""
+"""The public JSON: answers and errors, the same from all three servers."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +14,7 @@ class ClassProbability(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The answer to one image: the `top_k` most probable classes, most probable first."""
+    """The answer to one image: the `top_k` most probable classes in descending order."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,7 +29,7 @@ class Prediction(BaseModel):
 
 
 class ImageResult(BaseModel):
-    """One image of several: its classes, or why there are none."""
+    """The result for one of several images: its classes or its error."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,7 +38,7 @@ class ImageResult(BaseModel):
 
 
 class Predictions(BaseModel):
-    """The answer to several images, in their order. Each stands for itself."""
+    """The answers to several images, in their order. One that fails does not affect the others."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,7 +48,7 @@ class Predictions(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 has it (`application/problem+json`)."""
+    """An error as problem details (RFC 9457, `application/problem+json`)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,5 +59,5 @@ class Problem(BaseModel):
 
 
 def problem(status: int, kind: str, title: str, detail: str) -> Problem:
-    """The problem of an error class's attributes."""
+    """The problem details of an error class's attributes."""
     return Problem(type=f"urn:trident:problem:{kind}", title=title, status=status, detail=detail)

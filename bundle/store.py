@@ -1,7 +1,7 @@
 """Bundles on disk: `<root>/<model>/<version>/` with manifest.json, the model's files and golden images.
 
-A bundle is whole or absent: it is written to a temporary folder beside its place, synced, then renamed. A reader
-checks every file against the manifest's sha256.
+A bundle is complete or absent: it is written to a temporary folder beside its final place, synced, then renamed. Readers
+check every file against the sha256 in the manifest.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class GoldenExample:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read and checked."""
+    """A bundle that was read."""
 
     path: Path
     manifest: Manifest
@@ -84,12 +84,12 @@ class Bundle:
         ]
 
     def golden_probabilities(self) -> Probabilities:
-        """float32 `[images, classes]`, as eager PyTorch gave them."""
+        """float32 `[inputs, classes]`, as eager PyTorch computed them."""
         probabilities: Probabilities = np.load(self.file(self.manifest.golden.probabilities), allow_pickle=False)
         return probabilities
 
     def golden_inputs(self) -> list[tuple[str, bytes]]:
-        """The golden images: their names, and their encoded bytes."""
+        """The golden inputs: file names and encoded bytes."""
         return [(entry.file, self.file(entry).read_bytes()) for entry in self.manifest.golden.inputs]
 
 
@@ -97,13 +97,13 @@ def read_bundle(path: Path, *, check: bool = True) -> Bundle:
     """Read the bundle in folder `path`; with `check`, compare every file with its sha256.
 
     Raises:
-        BundleError: it is missing, damaged, or of a schema that this version does not know.
+        BundleError: it is missing, damaged, or of an unknown schema version.
     """
     manifest_path = path / MANIFEST
     try:
         text = manifest_path.read_text()
     except OSError as error:
-        raise BundleError(f"{path} is no bundle: {error.strerror}: {manifest_path}") from error
+        raise BundleError(f"{path} is not a bundle: {error.strerror}: {manifest_path}") from error
     try:
         schema_version = json.loads(text).get("schema_version")
         if schema_version not in READABLE_VERSIONS:
@@ -174,14 +174,14 @@ def next_version(model: str, root: Path = BUNDLES) -> int:
 
 @contextmanager
 def writing_bundle(model: str, version: int, root: Path = BUNDLES) -> Iterator[Path]:
-    """A temporary folder to fill; at the end of the block it becomes the bundle, or vanishes if the block raised.
+    """A temporary folder to fill. At the end of the block it becomes the bundle; if the block raises, it is removed.
 
     Raises:
-        BundleError: that version is there already.
+        BundleError: that version exists already.
     """
     place = root / model / str(version)
     if place.exists():
-        raise BundleError(f"bundle {model}:{version} is there already; versions are never overwritten")
+        raise BundleError(f"bundle {model}:{version} exists already; versions are never overwritten")
     place.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=place.parent))
     try:

@@ -1,8 +1,8 @@
-"""What a container has used, from its own cgroup (v2 or v1), for Prometheus and the load test. Standard library only.
+"""A container's resource use, from its own cgroup (v2 or v1), for Prometheus and the load test. Standard library only.
 
     python -IS serving/cgroup.py     (serves /metrics on PORT, in each server's container)
 
-The names are cAdvisor's. The numbers are of the whole container: the server, this, and the health check.
+The metrics have cAdvisor's names. They cover the whole container: the server, this exporter and the health check.
 """
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,27 +13,27 @@ ROOT: Final = Path("/sys/fs/cgroup")
 PORT: Final = 9101
 HELP: Final = {
     "container_cpu_usage_seconds_total": "CPU seconds used.",
-    "container_cpu_cfs_periods_total": "Periods in which the CPU limit was counted.",
-    "container_cpu_cfs_throttled_periods_total": "Periods in which the container was stopped at its CPU limit.",
-    "container_cpu_cfs_throttled_seconds_total": "Seconds that its threads were stopped so, all cores added up.",
-    "container_memory_working_set_bytes": "Memory in use, without page cache that can be dropped.",
-    "container_spec_memory_limit_bytes": "The memory limit; absent: none.",
-    "container_spec_cpu_quota": "The CPU limit: microseconds of CPU per period, all cores added up; absent: none.",
-    "container_spec_cpu_period": "Its period, in microseconds.",
+    "container_cpu_cfs_periods_total": "Periods in which the CPU limit was enforced.",
+    "container_cpu_cfs_throttled_periods_total": "Periods in which the container was throttled.",
+    "container_cpu_cfs_throttled_seconds_total": "Seconds that its threads were throttled, summed over all cores.",
+    "container_memory_working_set_bytes": "Memory in use, without reclaimable page cache.",
+    "container_spec_memory_limit_bytes": "The memory limit; absent if there is none.",
+    "container_spec_cpu_quota": "The CPU limit: microseconds of CPU per period, summed over all cores; absent if there is none.",
+    "container_spec_cpu_period": "The period of the CPU limit, in microseconds.",
     "container_threads": "Threads of all its processes.",
 }
-_NO_LIMIT: Final = 2**60  # v1 writes none as the largest multiple of a page
+_NO_LIMIT: Final = 2**60  # v1 writes `no limit` as the largest multiple of a page
 
 
 def usage(root: Path = ROOT) -> dict[str, float]:
-    """The values by metric name; what the kernel does not tell, or does not limit, is left out."""
+    """The values by metric name, without those that the kernel does not report or limit."""
     values = _v2(root) if (root / "cgroup.controllers").exists() else _v1(root)
     values["container_spec_cpu_quota"], values["container_spec_cpu_period"] = cpu_limit(root) or (None, None)
     return {name: value for name, value in values.items() if value is not None}
 
 
 def cpu_limit(root: Path = ROOT) -> tuple[float, float] | None:
-    """Microseconds of CPU per period, and the period; None: no limit, or not in a container."""
+    """Microseconds of CPU per period, and the period; None without a limit or outside a container."""
     if (root / "cpu.max").exists():
         quota, period = (root / "cpu.max").read_text().split()
         return None if quota == "max" else (float(quota), float(period))
@@ -77,7 +77,7 @@ def _v1(root: Path) -> dict[str, float | None]:
 
 
 def _number(path: Path) -> float | None:
-    """A file with one number; None if it is not there, or says `max`."""
+    """A file with one number; None if it is missing, or is `max`."""
     try:
         return float(path.read_text())
     except (OSError, ValueError):

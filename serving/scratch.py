@@ -1,5 +1,5 @@
-"""What servers must keep outside their folder: short socket paths, shared memory. Named after the folder, so that
-whoever comes next can remove what a killed server left.
+"""Files that servers must keep outside their folder: sockets with short paths, shared memory. They are named after the
+folder, so that the next start can remove what a killed server left behind.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where POSIX shared memor
 
 
 def scratch_name(folder: Path) -> str:
-    """The name of all that the server of `folder` keeps elsewhere."""
+    """The name prefix of everything that the server of `folder` keeps outside it."""
     return f"trident_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:10]}"
 
 
 def make_scratch_folder(folder: Path) -> Path:
-    """An empty folder below the system's temporary folder, for this user alone."""
+    """Make an empty folder in the system's temporary folder, for this user only."""
     path = scratch_folder(folder)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700)
@@ -25,12 +25,12 @@ def make_scratch_folder(folder: Path) -> Path:
 
 
 def scratch_folder(folder: Path) -> Path:
-    """Where `make_scratch_folder` makes it."""
+    """The path of the scratch folder."""
     return Path(tempfile.gettempdir()) / scratch_name(folder)
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove temporary folder and shared memory of the server of `folder`, if there are any."""
+    """Remove the scratch folder and the shared memory of the server of `folder`."""
     shutil.rmtree(scratch_folder(folder), ignore_errors=True)
     for region in SHARED_MEMORY.glob(f"{scratch_name(folder)}*"):
         region.unlink(missing_ok=True)

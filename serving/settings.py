@@ -1,7 +1,9 @@
-"""One set of settings for the three servers, each value in one unit; what is best different stands in a server's table.
+"""One set of settings for all servers. Values that differ by server are in the server's own table.
 
-Command line over environment (`TRIDENT_MAX_BATCH_SIZE=16`, `TRIDENT_FASTAPI__WORKERS=2`) over `trident.toml` over
-default; an empty variable is none. Unknown keys are refused wherever they stand.
+Precedence: command line, environment (`TRIDENT_MAX_BATCH_SIZE=16`, `TRIDENT_FASTAPI__WORKERS=2`), `trident.toml`,
+default. An empty environment variable counts as unset. Unknown keys are rejected.
+
+`main` functions call `load_settings` once; everything else receives the settings.
 """
 
 import ipaddress
@@ -32,7 +34,7 @@ Device = Literal["cpu", "cuda", "tensorrt"]
 
 
 class Ports(BaseModel):
-    """TCP ports. TorchServe and Triton open several each."""
+    """TCP ports. TorchServe and Triton have several each."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +50,7 @@ class Ports(BaseModel):
 
 
 class ServingSettings(BaseSettings, Tuning):
-    """What the servers are asked to do: as given, for all of them. `of` says what that is for one."""
+    """The settings as given, for all servers. `of` resolves them for one server."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True, frozen=True, extra="forbid"
@@ -56,50 +58,53 @@ class ServingSettings(BaseSettings, Tuning):
 
     bundles: Path = Field(default=BUNDLES, description="folder of bundles: <model>/<version>/")
     models: tuple[str, ...] = Field(
-        default=(), description="MODEL or MODEL:VERSION, the first one is the default model; empty: the newest bundle"
+        default=(), description="MODEL or MODEL:VERSION; the first is the default model; empty: the newest bundle"
     )
 
-    runtime: RuntimeName = "onnxruntime"
-    precision: Precision = "fp32"
-    device: Device = "cpu"
+    runtime: RuntimeName = Field(default="onnxruntime", description="what executes the model")
+    precision: Precision = Field(default="fp32", description="which of the bundle's files is served")
+    device: Device = Field(default="cpu", description="tensorrt: FastAPI and TorchServe only")
     cores: tuple[int, ...] = Field(
-        default=(), description="numbers of the cores that the local servers may use; empty: all"
+        default=(), description="numbers of the cores that local servers may use; empty: all"
     )
-    queue_size: int = Field(default=256, ge=1, description="waiting requests beyond which new ones are refused")
-    request_timeout_s: float = Field(default=10.0, gt=0, le=600, description="answer within, or give up")
+    queue_size: int = Field(default=256, ge=1, description="waiting requests; more are refused")
+    request_timeout_s: float = Field(default=10.0, gt=0, le=600, description="deadline of an answer")
     read_timeout_s: float = Field(
-        default=30.0, gt=0, le=600, description="a request must arrive whole within (FastAPI)"
+        default=30.0, gt=0, le=600, description="deadline for a request to be complete (FastAPI)"
     )
-    start_timeout_s: float = Field(default=120.0, gt=0, le=3600)
-    max_concurrent_requests: int = Field(default=1024, ge=1, description="requests under way per process (FastAPI)")
-    max_body_bytes: int = Field(default=10 * 2**20, ge=1024, le=2**30)
-    max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, ge=1, le=MAX_IMAGE_PIXELS)
+    start_timeout_s: float = Field(default=120.0, gt=0, le=3600, description="deadline of a server to be ready")
+    max_concurrent_requests: int = Field(default=1024, ge=1, description="requests in flight per process (FastAPI)")
+    max_body_bytes: int = Field(default=10 * 2**20, ge=1024, le=2**30, description="larger requests are refused")
+    max_image_pixels: int = Field(
+        default=MAX_IMAGE_PIXELS, ge=1, le=MAX_IMAGE_PIXELS, description="larger images are refused"
+    )
 
     api_keys: tuple[Annotated[SecretStr, Field(min_length=1)], ...] = Field(
-        default=(), description="if there are any, the servers answer only to them; Triton knows only the first"
+        default=(), description="if set, requests need one of these keys; Triton accepts only the first"
     )
-    api_keys_file: Path | None = Field(default=None, description="where they stand, one a line, if not in api_keys")
+    api_keys_file: Path | None = Field(default=None, description="a file with one key per line, instead of api_keys")
     trust_network: bool = Field(
         default=False,
-        description="serve without keys also where others can reach it: a container network, with a proxy in front",
+        description="serve without keys on an address that other machines can reach, for example behind a proxy",
     )
 
     triton_classifier: Literal["native", "python"] = Field(
         default="native",
-        description="native: Triton's onnxruntime or pytorch backend (its stand-in where the server lacks it); python: "
-        "our runtimes on the python backend",
+        description="native: Triton's onnxruntime or pytorch backend (or a stand-in for it); python: Trident's runtimes on "
+        "the python backend",
     )
     triton_python: Path = Field(
-        default=REPOSITORY / ".venv-triton/bin/python", description="the environment of Triton, whose numpy is older"
+        default=REPOSITORY / ".venv-triton/bin/python",
+        description="the Python of Triton's environment, which has an older numpy",
     )
 
     triton_home: Path | None = Field(
         default=None,
-        description="a Triton as in the public image (/opt/tritonserver); empty: the one in triton_python's environment",
+        description="a Triton laid out as in the public image (/opt/tritonserver); empty: the one of triton_python",
     )
 
     host: str = Field(
-        default="127.0.0.1", description="where the servers listen; TorchServe's management always on 127.0.0.1"
+        default="127.0.0.1", description="address to listen on; TorchServe's management always uses 127.0.0.1"
     )
     ports: Ports = Ports()
 
@@ -116,7 +121,7 @@ class ServingSettings(BaseSettings, Tuning):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Command line, environment, file; in this order."""
+        """The precedence: command line, environment, file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, SETTINGS_FILE)
 
     @model_validator(mode="before")
@@ -131,12 +136,12 @@ class ServingSettings(BaseSettings, Tuning):
             raise ValueError(f"api_keys_file cannot be read: {error}") from error
 
     def of(self, server: ServerName) -> "ServerSettings":
-        """What one server is asked to do. Of settings that are of that server already: the same."""
+        """The settings of one server, without open values. Idempotent."""
         tuned = self._resolved(server)
         return ServerSettings.model_construct(**dict(self) | tuned | {server: Tuning(**tuned)})
 
     def resolved(self) -> "ServingSettings":
-        """The same, with nothing left open in the servers' tables: what they mean in this process, with its cores."""
+        """The same, with every value in the servers' tables resolved for the cores of this process."""
         return self.model_copy(update={server: Tuning(**self._resolved(server)) for server in DEFAULTS})
 
     def _resolved(self, server: ServerName) -> dict[str, Any]:
@@ -144,12 +149,12 @@ class ServingSettings(BaseSettings, Tuning):
 
     @property
     def core_count(self) -> int:
-        """How many cores the servers may use: `cores`, as far as this process may; or all of those."""
+        """How many cores the servers may use: `cores`, limited to those of this process."""
         return min(available_cores(), len(self.cores) or available_cores())
 
     @property
     def is_exposed(self) -> bool:
-        """Whether others than this machine can reach the servers."""
+        """Whether other machines can reach the servers."""
         try:
             return not ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -157,11 +162,11 @@ class ServingSettings(BaseSettings, Tuning):
 
     @property
     def client_key(self) -> str | None:
-        """The key that our own clients show."""
+        """The key that Trident's own clients send."""
         return self.api_keys[0].get_secret_value() if self.api_keys else None
 
     def as_environment(self) -> dict[str, str]:
-        """Environment variables from which `load_settings` makes these settings again."""
+        """Environment variables from which `load_settings` restores these settings."""
         values = self.model_dump(mode="json")
         values["api_keys"] = [key.get_secret_value() for key in self.api_keys]
         return {
@@ -171,15 +176,15 @@ class ServingSettings(BaseSettings, Tuning):
         }
 
     def child_environment(self) -> dict[str, str]:
-        """This process's environment for a child that is to have these settings, and no others (a `TRIDENT_PORTS__TRITON`
-        would win over `TRIDENT_PORTS`).
+        """This process's environment for a child that gets exactly these settings. (An inherited `TRIDENT_PORTS__TRITON`
+        would win over `TRIDENT_PORTS`.)
         """
         kept = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
         return kept | self.as_environment()
 
 
 class ServerSettings(ServingSettings):
-    """The settings of one server: nothing is left open. Made by `ServingSettings.of` only."""
+    """The settings of one server, without open values. Only `ServingSettings.of` makes them."""
 
     workers: int
     threads: int
@@ -188,8 +193,7 @@ class ServerSettings(ServingSettings):
 
 
 def load_settings(**given: Any) -> ServingSettings:
-    """The settings in force; `given` are command-line values, of which None means not given. They win over the servers'
-    tables, too.
+    """The settings in force. `given` are command-line values (None: not given); they win over the servers' tables too.
 
     Raises:
         DeploymentError: a key is unknown or a value is bad; the message names it.
@@ -198,7 +202,7 @@ def load_settings(**given: Any) -> ServingSettings:
     for variable in os.environ:
         key = variable.removeprefix(ENV_PREFIX).partition("__")[0].lower()
         if variable.startswith(ENV_PREFIX) and key not in known:
-            raise DeploymentError(f"{variable} is no setting of Trident; the settings are {', '.join(sorted(known))}")
+            raise DeploymentError(f"{variable} is not a Trident setting; the settings are {', '.join(sorted(known))}")
     try:
         given = {key: value for key, value in given.items() if value is not None}
         settings = ServingSettings(**given)
@@ -214,6 +218,6 @@ def load_settings(**given: Any) -> ServingSettings:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its CPU set, and its container's limit (rounded up)."""
+    """The number of cores that this process may use, by its CPU set and its container's limit (rounded up)."""
     cores, limit = len(os.sched_getaffinity(0)), cpu_limit()
     return cores if limit is None else max(1, min(cores, math.ceil(limit[0] / limit[1])))

@@ -1,4 +1,4 @@
-"""What is best set for each server by itself: copies, threads, batches, delay. `trident tune` searches it."""
+"""The settings whose best values differ by server: workers, threads, batch size, delay. `trident tune` searches them."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,8 +11,8 @@ MAX_AUTOMATIC_WORKERS: Final = 4
 
 
 class Tuning(BaseModel):
-    """For one server, or in common for all. What is not set (None) is decided by the next less particular: a server's
-    table, the common value, the server's default.
+    """For one server, or common to all. The first value that is not None wins: the server's table, the common value, the
+    server's default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,25 +21,25 @@ class Tuning(BaseModel):
         default=None,
         ge=0,
         le=256,
-        description="copies of the model: FastAPI processes, TorchServe workers, Triton instances; 0: one per core, "
-        f"{MAX_AUTOMATIC_WORKERS} at most, and one on a GPU",
+        description="copies of the model: FastAPI processes, TorchServe workers, Triton instances; 0: one per core, at "
+        f"most {MAX_AUTOMATIC_WORKERS}; one on a GPU",
     )
     threads: int | None = Field(
         default=None,
         ge=0,
         le=256,
-        description="threads that each copy computes with; 0: the available cores divided by workers",
+        description="compute threads per worker; 0: available cores / workers",
     )
-    max_batch_size: int | None = Field(default=None, ge=1, le=1024)
+    max_batch_size: int | None = Field(default=None, ge=1, le=1024, description="images per batch, at most")
     queue_delay_ms: float | None = Field(
         default=None,
         ge=0,
         le=1000,
-        description="how long a request may wait for others to form a batch (TorchServe: 1 at least)",
+        description="how long a request may wait for others to form a batch (TorchServe: at least 1)",
     )
 
 
-# The best found on two cores: docs/servers.md, "Tuning".
+# The best values found on two cores by `trident tune`.
 DEFAULTS: Final[Mapping[ServerName, Tuning]] = {
     "fastapi": Tuning(workers=0, threads=0, max_batch_size=8, queue_delay_ms=0.0),
     "torchserve": Tuning(workers=1, threads=0, max_batch_size=16, queue_delay_ms=0.0),
