@@ -1,9 +1,10 @@
 """Serving: a bundle in, answers out, by three servers side by side.
 
-In the order of the data: ``manifest``, ``bundle`` (what training promises), ``preprocess`` -> ``runtimes`` ->
-``postprocess`` (an image's way), ``settings`` and ``tuning`` (one file for all servers), ``fastapi_server``,
-``torchserve_server``, ``triton_server`` (the three deployments), ``clients`` (one interface over the three), ``stack``
-(the three as local processes), ``verify`` (proof that they agree).
+``settings`` (and ``tuning``) -> ``deployment`` (which bundles are served) -> ``runtimes`` (pixels to probabilities) ->
+``clients`` (one interface over the servers) -> ``servers`` (what a supervisor needs of each) -> ``stack`` (local
+processes), ``container`` (one server in a container) and ``verify`` (proof that the servers agree).
+
+``fastapi_server``, ``torchserve_server`` and ``triton_server`` are what runs inside each server.
 """
 
 import os

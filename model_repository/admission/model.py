@@ -1,4 +1,4 @@
-"""Encoded images in, tickets `[N, 2]` out; or a refusal."""
+"""Encoded images in, tickets int64 `[N, 2]` out; or a refusal."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from serving.triton_server.parameters import config_parameters, open_admission, 
 
 
 class TritonPythonModel:
-    """Triton makes one object per instance, each in a process of its own."""
+    """One instance, in a process of its own."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the table of places."""
+        """Open the admission table."""
         parameters = config_parameters(args["model_config"])
         self.queue_size = int(parameters["queue_size"])
         self.admission = open_admission(parameters)
@@ -26,6 +26,6 @@ class TritonPythonModel:
         images = pb_utils.get_input_tensor_by_name(request, "image").shape()[0]
         tickets = self.admission.take(images)
         if tickets is None:
-            why = f"{self.queue_size} images wait already, or more than are answered in time"
-            return refusal(OverloadedError(why))
+            message = f"{self.queue_size} images wait already, or more than can be answered in time"
+            return refusal(OverloadedError(message))
         return pb_utils.InferenceResponse([pb_utils.Tensor("ticket", np.array(tickets, np.int64))])

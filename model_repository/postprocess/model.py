@@ -1,4 +1,4 @@
-"""Probabilities and tickets in, answers (JSON text) out, by the postprocessing that all servers share."""
+"""Probabilities and tickets in, answers (JSON) out, by the postprocessing that all servers share."""
 
 import json
 from pathlib import Path
@@ -15,16 +15,16 @@ from serving.triton_server.parameters import config_parameters, open_admission, 
 
 
 class TritonPythonModel:
-    """Triton makes one object per instance, each in a process of its own."""
+    """One instance, in a process of its own."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the bundle's manifest, which the repository builder put beside this file."""
+        """Read the bundle's manifest, which `repository` has put beside this file."""
         folder = Path(args["model_repository"]) / args["model_version"]
         self.manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
         self.admission = open_admission(config_parameters(args["model_config"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Each request gets its own response, and its images' places are free again."""
+        """Answer each request, and free the slots of its images."""
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
@@ -36,7 +36,7 @@ class TritonPythonModel:
         except TridentError as error:
             return refusal(error)
         finally:
-            self.admission.give_back(tickets)
+            self.admission.release(tickets)
         probabilities = pb_utils.get_input_tensor_by_name(request, "probabilities").as_numpy()
         answers = [
             [to_json(answer(row, manifest.model, manifest.version, manifest.labels, top_k))] for row in probabilities
@@ -45,6 +45,6 @@ class TritonPythonModel:
 
 
 def _top_k(request: Any) -> object:
-    """The request parameter `top_k`, or the forwarded header, whose name keeps the client's case."""
+    """The request parameter `top_k`, or the forwarded header, whose name keeps the client's upper and lower case."""
     parameters = json.loads(request.parameters())
     return next((value for name, value in parameters.items() if name.lower() in ("top_k", TOP_K_HEADER)), None)

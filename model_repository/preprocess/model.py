@@ -13,10 +13,10 @@ from serving.triton_server.parameters import config_parameters, open_admission, 
 
 
 class TritonPythonModel:
-    """Triton makes one object per instance, each in a process of its own."""
+    """One instance, in a process of its own."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the bundle's manifest, which the repository builder put beside this file."""
+        """Read the bundle's manifest, which `repository` has put beside this file."""
         folder = Path(args["model_repository"]) / args["model_version"]
         self.input = Manifest.model_validate_json((folder / "manifest.json").read_text()).input
         parameters = config_parameters(args["model_config"])
@@ -25,7 +25,7 @@ class TritonPythonModel:
         self.admission = open_admission(parameters)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Each request gets its own response: a damaged image is an error to its sender only."""
+        """Answer each request. A damaged image fails only its own request."""
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:

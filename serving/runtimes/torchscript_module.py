@@ -16,9 +16,9 @@ class TorchScriptModule:
 
     def __init__(self, path: Path, device: Device, threads: int) -> None:
         if device == "tensorrt":
-            raise DeploymentError("device = tensorrt goes with runtime = onnxruntime")
+            raise DeploymentError("device = tensorrt needs runtime = onnxruntime")
         if device == "cuda" and not torch.cuda.is_available():
-            raise DeploymentError("device = cuda: this machine has no CUDA device that torch can use")
+            raise DeploymentError("device = cuda: torch finds no CUDA device on this machine")
         torch.set_num_threads(threads)  # of the whole process
         self._device = torch.device(device)
         with warnings.catch_warnings():

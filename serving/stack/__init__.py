@@ -1,5 +1,6 @@
-"""The three servers as local processes.
+"""The servers as supervised local processes.
 
-``ports`` finds free ones, ``child`` starts and stops one process group, ``supervisor`` (a process of its own) keeps
-the servers running and writes ``state``, which is all that others read; ``control`` is what the command line calls.
+The command line calls ``control``, which starts the ``supervisor``, a process of its own. That runs a ``lifecycle`` for
+every server (``child`` is the server's process group, ``canary`` sends golden requests, ``timing`` has the clocks),
+carries out a ``rollout`` on request, and writes ``state``, which everything else reads.
 """

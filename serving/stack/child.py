@@ -1,6 +1,4 @@
-"""One server as a process group: started so that it cannot outlive its supervisor, stopped so that nothing of it
-stays.
-"""
+"""One server as a process group. It cannot outlive its supervisor, and nothing of it survives a stop."""
 
 import asyncio
 import contextlib
@@ -38,17 +36,15 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """The exit code of the leader; None while it runs."""
         return self._process.returncode
 
     async def wait(self) -> int:
-        """Until the leader ends."""
+        """Wait until the leader has exited."""
         return await self._process.wait()
 
     async def stop(self, timeout_s: float) -> None:
-        """SIGTERM to the leader; after `timeout_s`, or when the leader is gone, SIGKILL to all that is left of the
-        group.
-        """
+        """Send SIGTERM to the leader. After `timeout_s`, or when the leader has exited, send SIGKILL to the rest of the group."""
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
@@ -56,7 +52,7 @@ class Child:
         await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL to the whole group, and wait until it is gone."""
+        """Send SIGKILL to the whole group, and wait until it is gone."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         await self._process.wait()
@@ -69,7 +65,7 @@ class Child:
             await asyncio.sleep(0.02)
 
     def _reap_adopted(self) -> None:
-        """Collect members of the group whose parent was the leader and is now this process."""
+        """Reap members of the group that this process has inherited from the leader."""
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-self.pid, os.WNOHANG)[0]:
                 pass

@@ -1,4 +1,4 @@
-"""Start, find and stop the stack, from another process than its supervisor."""
+"""Start, find and stop the stack: what the command line calls. The supervisor is another process."""
 
 import fcntl
 import os
@@ -25,12 +25,12 @@ from serving.stack.state import ROLLOUT_REQUEST, STACK, RolloutState, StackState
 from serving.stack.timing import SupervisionTiming
 
 OnChange = Callable[[StackState], None]
-_STOP_TIMEOUT_S: Final = 60.0  # and three times what a request may take: to drain, and to end
+_STOP_TIMEOUT_S: Final = 60.0  # plus three times `request_timeout_s`: to drain and to exit
 _POLL_S: Final = 0.05
 
 
 def current_stack(folder: Path = STACK) -> StackState | None:
-    """The stack that runs in `folder`, or None."""
+    """The state of the stack that runs in `folder`, or None."""
     state = read_state(folder)
     return state if state is not None and _supervisor(state) is not None else None
 
@@ -46,22 +46,21 @@ def start_stack(
     timing: SupervisionTiming | None = None,
     on_change: OnChange = lambda _: None,
 ) -> StackState:
-    """Start the servers and return when all are ready.
+    """Start the servers. Returns when all are ready.
 
     Args:
         deployment: what the settings name, if the caller has read it already.
-        choose_ports: take free ports instead of the ones in `settings`.
-        owned: tie the stack to this process: it stops when this process ends, however that happens.
+        choose_ports: take free ports instead of those in `settings`.
+        owned: the stack stops when this process ends, however that happens.
         timing: of the supervision; default: `SupervisionTiming()`.
-        on_change: is called with every new state on the way.
+        on_change: called with every new state.
 
     Raises:
-        DeploymentError: a stack runs already, a port is taken, or a server did not become ready. Then nothing is left
-        running.
+        DeploymentError: a stack runs already, a port is taken, or a server did not become ready. Nothing is left running.
     """
     if settings.is_exposed and not settings.api_keys and not settings.trust_network:
         raise DeploymentError(
-            f"host = {settings.host} lets others reach the servers: set api_keys, or trust_network if a proxy asks for keys"
+            f"host = {settings.host} can be reached by other machines: set api_keys, or trust_network if a proxy checks keys"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with _starting(folder):
@@ -89,10 +88,10 @@ def start_stack(
 
 
 def stop_stack(folder: Path = STACK, on_change: OnChange = lambda _: None) -> bool:
-    """Stop the stack and wait until every process is gone; remove what a killed stack left. False if none ran.
+    """Stop the stack, and wait until every process is gone. Removes what a killed stack left. False if none was running.
 
     Raises:
-        DeploymentError: the supervisor does not end.
+        DeploymentError: the supervisor does not stop.
     """
     state = current_stack(folder)
     supervisor = _supervisor(state) if state is not None else None
@@ -120,10 +119,10 @@ def stop_stack(folder: Path = STACK, on_change: OnChange = lambda _: None) -> bo
 
 
 def roll_out_bundle(bundle: Bundle, folder: Path = STACK, on_change: OnChange = lambda _: None) -> RolloutState:
-    """Put another version of a model on all running servers; return when that is done, or was refused.
+    """Replace the served version of a model on all running servers. Returns when that is done or refused.
 
     Raises:
-        DeploymentError: no stack runs, or it ended meanwhile, or another rollout is under way.
+        DeploymentError: no stack runs, it ended meanwhile, or another rollout is in progress.
     """
     with _starting(folder):
         state = current_stack(folder)
@@ -155,9 +154,7 @@ def running_stack(
     on_change: OnChange = lambda _: None,
     timing: SupervisionTiming | None = None,
 ) -> Iterator[StackState]:
-    """A stack on free ports for the duration of a block. It ends with the block, or with this process if that comes
-    first.
-    """
+    """A stack on free ports for the duration of a block. It also stops when this process ends."""
     state = start_stack(settings, servers, folder, choose_ports=True, owned=True, timing=timing, on_change=on_change)
     try:
         yield state
@@ -165,7 +162,7 @@ def running_stack(
         stop_stack(folder)
 
 
-_owner_pipes: Final[list[int]] = []  # write ends, open as long as this process lives
+_owner_pipes: Final[list[int]] = []  # write ends, open while this process lives
 _spawned: Final[list[subprocess.Popen[bytes]]] = []  # the supervisors that this process started
 
 
@@ -236,7 +233,7 @@ def _tail(path: Path, lines: int = 15) -> str:
 
 
 def _supervisor(state: StackState) -> psutil.Process | None:
-    """The supervisor's process, if it is alive and the same."""
+    """The supervisor's process, if it is alive and its pid was not reused."""
     try:
         process = psutil.Process(state.pid)
         same = abs(process.create_time() - state.process_created) < 1.0
@@ -247,11 +244,11 @@ def _supervisor(state: StackState) -> psutil.Process | None:
 
 @contextmanager
 def _starting(folder: Path) -> Iterator[None]:
-    """Only one start or rollout at a time in a folder."""
+    """Lock the folder: only one start or rollout at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise DeploymentError("another `trident` is starting the stack, or rolling out, right now") from error
+            raise DeploymentError("another `trident` process is starting the stack or rolling out") from error
         yield

@@ -14,7 +14,7 @@ def ports_of(server: ServerName, ports: Ports) -> dict[str, int]:
 
 
 def free_ports() -> Ports:
-    """Ports that nobody uses now, different from each other."""
+    """Free ports, all different."""
     names = list(Ports.model_fields)
     sockets = [socket.socket() for _ in names]
     try:
@@ -27,24 +27,24 @@ def free_ports() -> Ports:
 
 
 def check_ports_free(servers: Sequence[ServerName], ports: Ports, host: str) -> None:
-    """Refuse to start on a port that somebody uses.
+    """Check that no port is in use.
 
     Raises:
-        DeploymentError: it names the ports, and the settings that move them.
+        DeploymentError: names the ports in use, and the settings that change them.
     """
     taken = [
-        f"port {number} ({name}; move it with TRIDENT_PORTS__{name.upper()}=...)"
+        f"port {number} ({name}; change it by TRIDENT_PORTS__{name.upper()}=...)"
         for server in servers
         for name, number in ports_of(server, ports).items()
         if not _is_free(host, number)
     ]
     if taken:
-        raise DeploymentError(f"already in use: {', '.join(taken)}; or start with --free-ports")
+        raise DeploymentError(f"already in use: {', '.join(taken)}; or use --free-ports")
 
 
 def _is_free(host: str, port: int) -> bool:
     with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: TIME_WAIT is no reason
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: ports in TIME_WAIT are free
         try:
             sock.bind((host, port))
         except OSError:

@@ -1,5 +1,5 @@
-"""The TorchServe deployment: a bundle -> archive and configuration -> a JVM with Python workers.
+"""What runs inside TorchServe, and how it is configured.
 
-``handler`` runs inside the workers, ``archive`` packs it with a bundle, ``configuration`` renders the settings,
-``launch`` starts it.
+``configuration`` renders our settings, ``archive`` packs a bundle with ``handler``, which runs in the workers;
+``management`` is the API of a running server.
 """

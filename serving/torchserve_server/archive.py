@@ -19,7 +19,7 @@ def archive_name(bundle: Bundle) -> str:
 
 
 def build_archive(bundle: Bundle, model_config: dict[str, Any], store: Path) -> Path:
-    """Pack the whole bundle with the handler and its configuration into `store`; the archive is whole or absent.
+    """Pack the whole bundle with the handler and its configuration into `store`. The archive is complete or absent.
 
     Raises:
         DeploymentError: torch-model-archiver failed.
@@ -27,7 +27,7 @@ def build_archive(bundle: Bundle, model_config: dict[str, Any], store: Path) -> 
     manifest = bundle.manifest
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as work:
-        import yaml  # comes with TorchServe; who only asks for names and settings has it not
+        import yaml  # installed with TorchServe only; callers of the other functions may not have it
 
         config = Path(work) / "model-config.yaml"
         config.write_text(yaml.safe_dump(model_config, sort_keys=False))

@@ -1,7 +1,6 @@
-"""The settings -> TorchServe's four configuration files.
+"""Our settings -> TorchServe's four configuration files.
 
-What TorchServe cannot express is decided here: it makes no batches without waiting for them (a `maxBatchDelay` of 0
-becomes 100 ms), so a `queue_delay_ms` below 1 becomes 1 ms.
+TorchServe cannot batch without a delay (a `maxBatchDelay` of 0 becomes 100 ms), so a `queue_delay_ms` below 1 becomes 1 ms.
 """
 
 import math
@@ -13,11 +12,11 @@ from serving.settings import ServerSettings
 from serving.torchserve_server.archive import archive_name
 
 LOOPBACK: Final = "127.0.0.1"
-_RESPONSE_BYTES: Final = 4 * 2**20  # a larger response kills the worker; 1000 classes need 80 KB
+_RESPONSE_BYTES: Final = 4 * 2**20  # a larger response kills the worker; 1000 classes take 80 KB
 
 
 def model_config(settings: ServerSettings) -> dict[str, Any]:
-    """model-config.yaml, which goes into the archive. Times in TorchServe's units: ms for the delay, s for timeouts."""
+    """model-config.yaml of the archive, in TorchServe's units: ms for the delay, s for timeouts."""
     return {
         "minWorkers": settings.workers,
         "maxWorkers": settings.workers,
@@ -28,13 +27,13 @@ def model_config(settings: ServerSettings) -> dict[str, Any]:
         "maxRetryTimeoutInSec": 300,
         "jobQueueSize": settings.queue_size,
         "deviceType": "cpu" if settings.device == "cpu" else "gpu",
-        # Keys are no part of an archive: workers read TRIDENT_API_KEYS.
+        # Keys do not belong into an archive: workers read TRIDENT_API_KEYS.
         "trident": settings.model_dump(mode="json", exclude={"api_keys"}),
     }
 
 
 def config_properties(settings: ServerSettings, deployment: Deployment, store: Path, metrics_config: Path) -> str:
-    """config.properties: management on loopback only, models from the store alone, bounded requests."""
+    """config.properties: management on loopback, models only from the store, bounded requests."""
     host, ports = settings.host, settings.ports
     # TorchServe makes the first version of a model the default.
     ordered = sorted(deployment, key=lambda bundle: not deployment.is_default(bundle))
@@ -50,10 +49,9 @@ def config_properties(settings: ServerSettings, deployment: Deployment, store: P
         "load_models": ",".join(f"{bundle.manifest.model}={archive_name(bundle)}" for bundle in ordered),
         "allowed_urls": f"file://{store}/.*",
         "install_py_dep_per_model": "false",
-        "enable_model_api": "true",  # for rollouts; the management port is never bound beyond this machine
+        "enable_model_api": "true",  # for rollouts; the management port listens on loopback only
         "enable_envvars_config": "false",
-        # TorchServe's own tokens are random at every start, expire, and are answered with 400: handler.py asks for keys of
-        # ours instead.
+        # TorchServe's own tokens are random at every start, expire, and are refused with 400. handler.py checks our keys.
         "disable_token_authorization": "true",
         "max_request_size": settings.max_body_bytes,
         "max_response_size": _RESPONSE_BYTES,
@@ -98,8 +96,7 @@ model_metrics:
     - {name: trident_inference_seconds, unit: s, dimensions: [*model_name, *level]}
 """
 
-# To the console only; the stock file writes 8 lines per request. MODEL_LOG stays at info: workers' tracebacks arrive
-# as info.
+# To the console only; the stock file writes 8 lines per request. MODEL_LOG stays at info, the level of workers' tracebacks.
 LOG4J2_XML: Final = """\
 <?xml version="1.0" encoding="UTF-8"?>
 <Configuration status="WARN" shutdownHook="disable">

@@ -1,7 +1,7 @@
 """TorchServe's handler: request bodies in, answers out, by the shared preprocessing and runtimes.
 
-torch-model-archiver copies this file into the archive beside the bundle's files; TorchServe imports it there and
-instantiates its one class. Members of a batch are independent: a bad image gets its own status, the others their
+torch-model-archiver copies this file into the archive beside the bundle's files. TorchServe imports it there and
+instantiates its only class. Members of a batch are independent: a bad image gets its own status, the others their
 answers.
 """
 
@@ -21,13 +21,13 @@ from bundle.errors import EmptyImageError, RequestError, TridentError, Unauthori
 from bundle.postprocess import TOP_K_HEADER, answer, parse_top_k
 from bundle.preprocess import Pixels, preprocess
 from bundle.schemas import problem
-from bundle.store import read_bundle
 from serving.api_keys import ApiKeys, given_key
+from serving.deployment import read_deployed
 from serving.runtimes import ready_runtime
 from serving.settings import ServingSettings
 
 log = logging.getLogger(__name__)
-# TorchServe logs a line per request on the root logger, and its metrics as INFO on ts.metrics.
+# TorchServe logs one line per request on the root logger, and its metrics at INFO on ts.metrics.
 logging.getLogger().setLevel(logging.WARNING)
 logging.getLogger("ts.metrics").setLevel(logging.INFO)
 log.setLevel(logging.INFO)
@@ -37,10 +37,10 @@ class TridentHandler:
     """One copy of the model in one worker process."""
 
     def initialize(self, context: Any) -> None:
-        """Load the model, warm it up, and reproduce its golden answers; TorchServe calls the worker ready afterwards."""
+        """Load the model, warm it up, and reproduce its golden answers. Then TorchServe counts the worker as ready."""
         self.settings = ServingSettings(**context.model_yaml_config["trident"]).of("torchserve")  # and TRIDENT_API_KEYS
         self.keys = ApiKeys(self.settings.api_keys)
-        self.bundle = read_bundle(Path(context.system_properties["model_dir"]))
+        self.bundle = read_deployed(Path(context.system_properties["model_dir"]))
         self.runtime = ready_runtime(self.bundle, self.settings)
         log.info("%s is ready: %s, %d threads", self.bundle.name, self.settings.runtime, self.settings.threads)
 
@@ -52,7 +52,7 @@ class TridentHandler:
         for index, row in enumerate(rows):
             started = time.perf_counter()
             try:
-                # TorchServe's own question has nothing but this header; a client's request has at least an empty body.
+                # A describe request has only this header; a client's request has at least an empty body.
                 if not row and _header(context, index, "describe") == "True":
                     answers[index] = self._describe()
                     continue
@@ -65,13 +65,13 @@ class TridentHandler:
                 members.append((index, top_k, pixels))
             except TridentError as error:
                 answers[index] = _refuse(context, index, error)
-            except Exception:  # raised, it would be the whole batch's
+            except Exception:  # an exception would fail the whole batch
                 log.exception("internal error")
                 answers[index] = _refuse(context, index, TridentError("the server failed; its log says why"))
         if members:
             try:
                 self._infer(members, answers, context)
-            except Exception:  # raised, TorchServe would say 503, as it does when it is busy
+            except Exception:  # for an exception TorchServe answers 503, as if it were overloaded
                 log.exception("internal error")
                 failed = TridentError("the server failed; its log says why")
                 for index, _, _ in members:
@@ -80,20 +80,18 @@ class TridentHandler:
         return answers
 
     def _admit(self, context: Any, index: int, row: Mapping[str, Any]) -> None:
-        """TorchServe's own tokens cannot be chosen, so the keys are asked for here; over gRPC, which hands no headers
-        over, as the input `api_key`.
-        """
+        """Check the API key. Over gRPC, which passes no headers on, it is the input `api_key`."""
         if self.keys:
             headers = {
                 key.lower().encode(): value.encode()
                 for key, value in _headers(context, index).items()
-                if isinstance(value, str)  # TorchServe adds entries of its own
+                if isinstance(value, str)  # TorchServe adds entries of other types
             }
             if not self.keys.accepts(given_key(headers) or _key_among(row)):
                 raise UnauthorizedError("send an API key as `Authorization: Bearer KEY` or `X-Api-Key: KEY`")
 
     def _describe(self) -> bytes:
-        """What a management request with `customized=true` is answered: the settings that this worker runs with."""
+        """The settings of this worker, for management requests with `customized=true`."""
         shown = {"runtime", "precision", "device", "threads", "max_image_pixels"}
         return to_json(self.settings.model_dump(mode="json", include=shown))
 
@@ -113,14 +111,14 @@ class TridentHandler:
 
 
 def _observe(context: Any, name: str, seconds: float) -> None:
-    """Into a histogram of the batch; configuration.METRICS_YAML names it."""
-    from ts.metrics.metric_type_enum import MetricTypes  # TorchServe's own, there in its workers
+    """Observe a value in a histogram that configuration.METRICS_YAML declares."""
+    from ts.metrics.metric_type_enum import MetricTypes  # TorchServe's package exists only in its workers
 
     context.metrics.add_time(name, seconds, unit="s", metric_type=MetricTypes.HISTOGRAM)
 
 
 def _header(context: Any, index: int, name: str) -> str | None:
-    """A request header; TorchServe hands them over as the client wrote them, in any case."""
+    """A request header. TorchServe keeps the client's upper and lower case."""
     return next((value for key, value in _headers(context, index).items() if key.lower() == name), None)
 
 
@@ -130,7 +128,7 @@ def _headers(context: Any, index: int) -> Mapping[str, str]:
 
 
 def _key_among(row: Mapping[str, Any]) -> bytes:
-    """The input `api_key`. In a form of parts with types of their own it may be text, or anything that JSON can say."""
+    """The input `api_key`. In a multipart form it may be text, or any JSON value."""
     key = row.get("api_key")
     if isinstance(key, str):
         return key.encode(errors="surrogatepass")
@@ -138,9 +136,7 @@ def _key_among(row: Mapping[str, Any]) -> bytes:
 
 
 def _image(row: Mapping[str, Any]) -> bytes:
-    """The encoded image: TorchServe calls a raw body `body`, decodes a JSON one, and names multipart fields as the
-    client did.
-    """
+    """The encoded image. TorchServe calls a raw body `body`, decodes a JSON body, and keeps the names of multipart fields."""
     body = next((row[key] for key in ("body", "file", "data") if row.get(key) is not None), None)
     if isinstance(body, dict):
         try:

@@ -1,8 +1,7 @@
-"""Triton's model control and index, over gRPC. Who may use them may run code in the server: it asks for a token that
-nobody else is given.
+"""Triton's model control and index, over gRPC. They can run code in the server, so they need the supervisor's token.
 
-Over HTTP a load would hold one of Triton's few HTTP threads until it is done, and with it every connection that this
-thread serves: clients were seen to wait 14 s.
+Over HTTP, a load would block one of Triton's few HTTP threads, and every connection of that thread, until it is done:
+clients were seen to wait for 14 s.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any, Final
 from bundle.errors import DeploymentError
 
 ADMIN_HEADER: Final = "x-trident-admin"
-# Instead of tritonclient's own options, whose keepalive is gRPC's default.
+# They replace tritonclient's defaults.
 _CHANNEL: Final = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_send_message_length", 2**31 - 1),
@@ -28,15 +27,15 @@ class TritonControl:
         self._options = {"client_timeout": timeout_s, "headers": {f"triton-grpc-protocol-{ADMIN_HEADER}": token}}
 
     def load(self, name: str) -> None:
-        """Load a model, or load it again if its files changed; the old one answers until the new one is ready.
+        """Load a model, or load it again if its files have changed. The old one answers until the new one is ready.
 
         Raises:
-            DeploymentError: Triton cannot load it (then what was loaded stays), or cannot be reached.
+            DeploymentError: Triton cannot load it (what was loaded stays), or cannot be reached.
         """
         self._call(lambda client, options: client.load_model(name, **options))
 
     def unload(self, name: str) -> None:
-        """Begin to unload a model; Triton lets it answer what it has taken.
+        """Start to unload a model. It answers accepted requests first.
 
         Raises:
             DeploymentError: Triton cannot be reached.
@@ -44,7 +43,7 @@ class TritonControl:
         self._call(lambda client, options: client.unload_model(name, **options))
 
     def states(self) -> dict[str, str]:
-        """The state of every model that is or was loaded: READY, LOADING, UNLOADING, UNAVAILABLE.
+        """The state (READY, LOADING, UNLOADING, UNAVAILABLE) of every model that is or was loaded.
 
         Raises:
             DeploymentError: Triton cannot be reached.

@@ -47,9 +47,7 @@ class TritonEnvironment:
 
     @property
     def variables(self) -> dict[str, str]:
-        """PATH leads the embedded interpreter to its environment; the library path to libpython and the wheel's
-        libraries.
-        """
+        """PATH leads the embedded interpreter to its environment, LD_LIBRARY_PATH to libpython and the wheel's libraries."""
         kept = {
             key: value for key, value in os.environ.items() if key in ("HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
         }
@@ -75,10 +73,10 @@ def prepare_backends(settings: ServerSettings, backends: Path) -> TritonEnvironm
 
 
 def find_triton(python: Path) -> TritonEnvironment:
-    """Look into the environment of `python`.
+    """Inspect the environment of `python`.
 
     Raises:
-        DeploymentError: it is not there, or cannot run Triton's python backend.
+        DeploymentError: it does not exist, or cannot run Triton's python backend.
     """
     if not python.is_file():
         raise DeploymentError(f"Triton's environment is missing ({python}); `make setup` makes it")
@@ -97,7 +95,7 @@ def find_triton(python: Path) -> TritonEnvironment:
 
 
 def _copy_backends(triton: TritonEnvironment, backends: Path) -> None:
-    """`backends/python` from the wheel, and the stand-ins for its missing native backends, which are ours."""
+    """Copy `backends/python` from the wheel, and our stand-ins for the native backends that it lacks."""
     wheel = triton.server
     stub = wheel / "python_backend_stubs" / triton.python / "triton_python_backend_stub"
     if not stub.is_file():
@@ -120,6 +118,6 @@ def _check_stub(triton: TritonEnvironment, backends: Path) -> None:
     missing = re.findall(r"^\s*(\S+) => not found", shown, re.MULTILINE)
     if missing:
         raise DeploymentError(
-            f"Triton's python backend cannot start: {', '.join(missing)} not found. Python needs its shared library: "
+            f"Triton's python backend cannot start: {', '.join(missing)} not found. It needs Python's shared library: "
             f"`apt install libpython{triton.python}`, or a Python built with --enable-shared (`make setup PYTHON=...`)"
         )

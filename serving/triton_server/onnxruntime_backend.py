@@ -1,8 +1,7 @@
-"""A python-based Triton backend named `onnxruntime`, for the server of the wheel, which lacks the native one.
+"""A python-based Triton backend named `onnxruntime`, for the server of the wheel, which lacks the native backend.
 
-The launcher copies this file to `backends/onnxruntime/model.py`. Triton looks for the native
-`libtriton_onnxruntime.so` first, so on the public image the same repository runs on the native backend and this file
-is not used. https://github.com/triton-inference-server/backend/blob/main/docs/python_based_backends.md
+`environment` copies this file to `backends/onnxruntime/model.py`. Triton looks for the native `libtriton_onnxruntime.so`
+first, so on the public image the same repository runs on the native backend. https://github.com/triton-inference-server/backend/blob/main/docs/python_based_backends.md
 """
 
 import json
@@ -21,11 +20,11 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
-        """Inputs and outputs are declared in config.pbtxt; there is nothing to complete."""
+        """Nothing to complete: config.pbtxt declares inputs and outputs."""
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the session with the threads that config.pbtxt names."""
+        """Open the session with the number of threads in config.pbtxt."""
         config = json.loads(args["model_config"])
         parameters = config_parameters(args["model_config"])
         options = ort.SessionOptions()
@@ -40,7 +39,7 @@ class TritonPythonModel:
         self.outputs = [entry["name"] for entry in config["output"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run the requests as one batch, and split the outputs again."""
+        """Run the requests as one batch, and split the outputs."""
         columns = [
             [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
             for name in self.inputs

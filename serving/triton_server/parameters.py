@@ -1,4 +1,4 @@
-"""What the python models read from their config.pbtxt, and how they refuse."""
+"""What the python models read from config.pbtxt, and their error responses."""
 
 import json
 from pathlib import Path
@@ -12,26 +12,26 @@ from serving.triton_server.admission import Admission, Ticket
 
 
 def config_parameters(model_config: str) -> dict[str, str]:
-    """The `parameters` of a model configuration, which Triton hands to python models as JSON."""
+    """The `parameters` of a model configuration, which Triton passes to python models as JSON."""
     parameters = json.loads(model_config).get("parameters", {})
     return {key: value["string_value"] for key, value in parameters.items()}
 
 
 def open_admission(parameters: dict[str, str]) -> Admission:
-    """The table that admission, preprocess and postprocess share."""
+    """The admission table that the steps share."""
     return Admission(
-        Path(parameters["admission_file"]), int(parameters["places"]), float(parameters["request_timeout_s"])
+        Path(parameters["admission_file"]), int(parameters["slots"]), float(parameters["request_timeout_s"])
     )
 
 
 def tickets_in(rows: npt.NDArray[np.int64]) -> list[Ticket]:
-    """Tickets that came as a tensor `[N, 2]`."""
-    return [(place, taken) for place, taken in rows.tolist()]
+    """The tickets in an int64 tensor `[N, 2]`."""
+    return [(slot, taken) for slot, taken in rows.tolist()]
 
 
 def refusal(error: TridentError) -> Any:
-    """The response that tells whoever asked: it is the server's fault, or the request's own."""
-    import triton_python_backend_utils as pb_utils  # nobody but Triton has it
+    """An error response: UNAVAILABLE if the server is overloaded, INVALID_ARG if the request is wrong."""
+    import triton_python_backend_utils as pb_utils  # only Triton's python backend has it
 
     busy = isinstance(error, OverloadedError | DeadlineExceededError)
     code = pb_utils.TritonError.UNAVAILABLE if busy else pb_utils.TritonError.INVALID_ARG

@@ -1,7 +1,6 @@
-"""A python-based Triton backend named `pytorch`, for the server of the wheel, which lacks the native one (libtorch).
+"""A python-based Triton backend named `pytorch`, for the server of the wheel, which lacks the native backend (libtorch).
 
-As `onnxruntime_backend`: the launcher copies it to `backends/pytorch/model.py`, and on the public image the native
-backend comes first. https://github.com/triton-inference-server/pytorch_backend
+It is installed like `onnxruntime_backend`. https://github.com/triton-inference-server/pytorch_backend
 """
 
 import json
@@ -21,11 +20,11 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
-        """Inputs and outputs are declared in config.pbtxt; there is nothing to complete."""
+        """Nothing to complete: config.pbtxt declares inputs and outputs."""
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the module, with the threads that config.pbtxt names."""
+        """Load the module with the number of threads in config.pbtxt."""
         config = json.loads(args["model_config"])
         torch.set_num_threads(int(config_parameters(args["model_config"]).get("INTRA_OP_THREAD_COUNT", "1")))
         path = Path(args["model_repository"]) / args["model_version"] / (config["default_model_filename"] or "model.pt")
@@ -36,7 +35,7 @@ class TritonPythonModel:
         self.output = config["output"][0]["name"]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run the requests as one batch, and split the output again."""
+        """Run the requests as one batch, and split the output."""
         arrays = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
         with torch.inference_mode():
             batch = torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))

@@ -1,9 +1,8 @@
-"""A bundle -> Triton's model repository: model_repository/'s templates rendered, weights copied.
+"""A bundle -> Triton's model repository: the templates of model_repository/ rendered, the weights copied.
 
-An ensemble's configuration is shared by all its versions, so Triton's own version folders cannot pin an ensemble to the
-right version of its parts. Each bundle version therefore has models of its own, `digits_v3` and its parts; and `digits`
-is the ensemble of the version that answers when none is asked for. What serves one version is never touched when
-another comes or goes.
+All versions of an ensemble share one configuration, so Triton's own version folders cannot pin an ensemble to one version
+of its steps. So every bundle version has models of its own: `digits_v3` and its steps. `digits` is the ensemble of the
+default version. Loading or unloading one version never changes the models of another.
 """
 
 import json
@@ -21,7 +20,7 @@ from serving.settings import RuntimeName, ServerSettings
 
 TEMPLATES: Final = Path(__file__).resolve().parents[2] / "model_repository"
 PARTS: Final = ("admission", "preprocess", "classifier", "postprocess")
-SHARED_PREFIX: Final = "/dev/shm/trident_"  # noqa: S108 - POSIX shared memory: where the parts meet
+SHARED_PREFIX: Final = "/dev/shm/trident_"  # noqa: S108 - POSIX shared memory, where the steps share the admission table
 
 
 # Triton's name for a runtime's native backend, and what that backend calls the weights, inputs and outputs.
@@ -31,13 +30,13 @@ _WEIGHTS: Final[dict[RuntimeName, str]] = {"onnxruntime": "model.onnx", "torchsc
 
 
 def model_names(bundle: Bundle) -> tuple[str, ...]:
-    """The Triton models of a bundle, parts first; without the model's public name."""
+    """The Triton models of a bundle, steps first; without the public name."""
     name = triton_model(bundle.manifest.model, bundle.manifest.version)
     return (*(f"{name}_{part}" for part in PARTS), name)
 
 
 def admission_file(bundle: Bundle, shared_prefix: str = SHARED_PREFIX) -> Path:
-    """Where the version's table of waiting images lies."""
+    """The version's admission table."""
     return Path(f"{shared_prefix}{triton_model(bundle.manifest.model, bundle.manifest.version)}")
 
 
@@ -72,7 +71,7 @@ def build_repository(
 def write_default(
     bundle: Bundle, settings: ServerSettings, repository: Path, *, shared_prefix: str = SHARED_PREFIX
 ) -> None:
-    """Let the model's public name mean this bundle's version; Triton follows at the next load."""
+    """Let the public name stand for this version. Triton follows at the next load."""
     _write_ensemble(repository, bundle.manifest.model, _template_values(bundle, settings, shared_prefix))
 
 
@@ -84,7 +83,9 @@ def remove_models(names: Iterable[str], repository: Path) -> None:
 
 def _write_ensemble(repository: Path, name: str, values: dict[str, object]) -> None:
     folder = repository / name
-    (folder / str(values["version"])).mkdir(parents=True, exist_ok=True)  # Triton wants it, though it stays empty
+    (folder / str(values["version"])).mkdir(
+        parents=True, exist_ok=True
+    )  # Triton needs the folder, though it stays empty
     _render("ensemble", folder, values | {"ensemble": name})
 
 
@@ -121,20 +122,20 @@ def _template_values(bundle: Bundle, settings: ServerSettings, shared_prefix: st
         "queue_delay_us": round(settings.queue_delay_ms * 1000),
         "instances": settings.workers,
         "instance_kind": "KIND_CPU" if settings.device == "cpu" else "KIND_GPU",
-        # Decoding is single-threaded: as many decoders as there are cores in use.
+        # Decoding is single-threaded: one decoder per core in use.
         "decoders": settings.workers * settings.threads,
         "max_body_bytes": settings.max_body_bytes,
         "max_image_pixels": settings.max_image_pixels,
         "queue_size": settings.queue_size,
-        # What runs has a place too.
-        "places": settings.queue_size + settings.workers * settings.max_batch_size,
+        # Images that are being computed have a slot too.
+        "slots": settings.queue_size + settings.workers * settings.max_batch_size,
         "request_timeout_s": settings.request_timeout_s,
         "admission_file": admission_file(bundle, shared_prefix),
     }
 
 
 def _parameters(settings: ServerSettings) -> Iterable[str]:
-    """The classifier's parameters, in the words of its backend."""
+    """The classifier's parameters, by its backend's names."""
     threads = str(settings.threads)
     if settings.triton_classifier == "python":
         values = {

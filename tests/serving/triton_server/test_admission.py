@@ -48,7 +48,7 @@ def test_a_bound_that_processes_share_and_whose_places_come_back(tmp_path: Path)
     first, second = taken(door.take()), taken(other_process.take())
     assert first != second
     assert (door.take(), other_process.take()) == (None, None)
-    other_process.give_back(first)
+    other_process.release(first)
     assert other_process.waiting == count_waiting(tmp_path / "table", 60) == 1
     assert door.take() is not None
     assert door.take() is None
@@ -68,7 +68,7 @@ def test_what_still_waits_keeps_its_place_however_old_it_is(door: Admission, clo
     old, younger = taken(door.take(PLACES)), 0
     for place in old[:-1]:  # one comes back every 50 ms, in order: the last after 13 s
         clock.now_s += 0.05
-        door.give_back([place])
+        door.release([place])
         younger += door.take() is not None
         assert door.waiting <= PLACES
     assert door.waiting == 1 + younger
@@ -81,7 +81,7 @@ def test_images_that_are_lost_do_not_keep_others_waiting_beyond_their_time(door:
     for _ in range(300):  # the server needs 30 ms for each
         here = taken(door.take())
         clock.now_s += 0.03
-        door.give_back(here)
+        door.release(here)
     while door.take():
         clock.now_s += 0.001
     assert door.waiting < PLACES
@@ -97,10 +97,10 @@ def test_a_lost_place_is_free_when_a_image_came_back_that_was_taken_a_timeout_la
         clock.now_s += TIMEOUT_S / 2
         younger = taken(door.take())
         clock.now_s += 0.01
-        door.give_back(younger)
+        door.release(younger)
     taken(door.take(PLACES))
     clock.now_s += 0.01
-    door.give_back(lost)  # it comes after all: not its place any more
+    door.release(lost)  # it comes after all: not its place any more
     assert door.waiting == PLACES
 
 
@@ -111,7 +111,7 @@ def test_what_overtook_the_others_proves_nothing(door: Admission, clock: Clock) 
         door.withdraw(taken(door.take()))  # a broken image, which preprocess refused
     assert door.waiting == 1
     assert door.take(PLACES) is None
-    door.give_back(waits)
+    door.release(waits)
     assert door.waiting == 0
 
 
@@ -138,9 +138,9 @@ def test_all_places_can_be_freed_at_once(door: Admission, clock: Clock, tmp_path
     assert door.waiting == 0
     clock.now_s += 0.01
     new = taken(door.take(PLACES))
-    door.give_back(old)
+    door.release(old)
     assert door.waiting == PLACES
-    door.give_back(new)
+    door.release(new)
     assert door.waiting == 0
     free_all(tmp_path / "no table")
 
@@ -149,7 +149,7 @@ def test_time_without_work_does_not_count(door: Admission, clock: Clock) -> None
     for _ in range(200):
         one = taken(door.take())
         clock.now_s += 0.01
-        door.give_back(one)
+        door.release(one)
         clock.now_s += 60
     assert len(taken(door.take(PLACES - 1))) == PLACES - 1
     assert door.take() is not None
@@ -161,7 +161,7 @@ def test_images_that_come_back_at_once_share_the_time(door: Admission, clock: Cl
         batch = [taken(door.take())[0] for _ in range(8)]
         clock.now_s += 0.2
         for ticket in batch:
-            door.give_back([ticket])
+            door.release([ticket])
     held = 0
     while door.take() is not None:
         held += 1
@@ -173,10 +173,10 @@ def test_one_request_is_taken_whole_when_nothing_waits(door: Admission, clock: C
     for _ in range(100):
         one = taken(door.take())
         clock.now_s += 9
-        door.give_back(one)
+        door.release(one)
     first = taken(door.take(8))
     assert door.take() is None
-    door.give_back(first)
+    door.release(first)
 
 
 @dataclass
@@ -211,7 +211,7 @@ def simulate(door: Admission, clock: Clock) -> Callable[..., Simulated]:
                         done.in_time[int(clock.now_s - start) // 20] += 1
                     except DeadlineExceededError:
                         done.late += 1
-                    door.give_back([ticket])
+                    door.release([ticket])
             elif tickets := door.take():
                 queue += tickets
                 done.most = max(done.most, door.waiting)
