@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/: settings, endpoints and errors, as the code defines them. `make docs` runs it.
+"""Write the generated parts of README.md and docs/: settings, endpoints, errors and results. `make docs` runs it.
 
 A page keeps its own text outside the markers `<!-- generated: NAME -->` and `<!-- end -->`.
 
@@ -21,6 +21,7 @@ from bundle.errors import TridentError
 from loadtest.load import WarmUp
 from loadtest.scenarios import SCENARIOS
 from loadtest.settings import BenchSettings
+from serving.clients.endpoint import SERVERS
 from serving.fastapi_server.app import create_app
 from serving.settings import Ports, ServingSettings
 from serving.tuning import DEFAULTS, Tuning
@@ -38,7 +39,8 @@ Property = Mapping[str, Any]
 def main() -> None:
     """Write the pages, or only compare them."""
     check = "--check" in sys.argv
-    stale = {page: text for page in sorted(DOCS.glob("*.md")) if (text := generated(page.read_text())) != page.read_text()}
+    pages = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+    stale = {page: text for page in pages if (text := generated(page.read_text())) != page.read_text()}
     for page, text in stale.items():
         if not check:
             page.write_text(text)
@@ -165,6 +167,24 @@ def _openapi() -> dict[str, Any]:
     return description
 
 
+# --- results
+
+
+def results() -> str:
+    """Each server's lane with onnxruntime and encoded images over HTTP, from the report of `make results`."""
+    report = (DOCS / "results" / "digits" / "report.md").read_text()
+    head, _, *body = (_cells(line) for line in report.splitlines() if line.startswith("|"))
+    rows = {row[0].removesuffix(" onnxruntime"): dict(zip(head, row, strict=True)) for row in body if len(row) == len(head)}
+    measured = re.findall(r"^Measured (\S+ on .*?);", report, re.MULTILINE)
+    columns = [key for key in head if key.startswith(("p50", "most requests", "at once", "in flight", "of the ceiling"))]
+    table = _table(["server", *columns], ([name, *(rows[name][key] for key in columns)] for name in SERVERS))
+    return f"{measured[0]}:\n\n{table}"
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("| ").split("|")]
+
+
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "serving-settings": serving_settings,
     "tuning": tuning,
@@ -174,6 +194,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "endpoints": endpoints,
     "parameters": parameters,
     "errors": error_kinds,
+    "results": results,
 }
 
 
@@ -238,8 +259,8 @@ def _code(text: object) -> str:
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
-    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
-    return "\n".join(f"| {' | '.join(cell.replace(chr(10), ' ') for cell in line)} |" for line in lines)
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    return "\n".join([lines[0], f"|{'---|' * len(head)}", *lines[1:]])
 
 
 if __name__ == "__main__":
