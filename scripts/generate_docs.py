@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -162,6 +163,7 @@ def error_kinds() -> str:
     return _table(("status", "`type`", "`title`", "when"), rows)
 
 
+@cache
 def _openapi() -> dict[str, Any]:
     description: dict[str, Any] = create_app(ServingSettings())._fastapi.openapi()
     return description
@@ -174,9 +176,13 @@ def results() -> str:
     """Each server's lane with onnxruntime and encoded images over HTTP, from the report of `make results`."""
     report = (DOCS / "results" / "digits" / "report.md").read_text()
     head, _, *body = (_cells(line) for line in report.splitlines() if line.startswith("|"))
-    rows = {row[0].removesuffix(" onnxruntime"): dict(zip(head, row, strict=True)) for row in body if len(row) == len(head)}
+    rows = {
+        row[0].removesuffix(" onnxruntime"): dict(zip(head, row, strict=True)) for row in body if len(row) == len(head)
+    }
     measured = re.findall(r"^Measured (\S+ on .*?);", report, re.MULTILINE)
-    columns = [key for key in head if key.startswith(("p50", "most requests", "at once", "in flight", "of the ceiling"))]
+    columns = [
+        key for key in head if key.startswith(("p50", "most requests", "at once", "in flight", "of the ceiling"))
+    ]
     table = _table(["server", *columns], ([name, *(rows[name][key] for key in columns)] for name in SERVERS))
     return f"{measured[0]}:\n\n{table}"
 

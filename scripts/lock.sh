@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Resolve pyproject.toml anew and write the exact versions. A file per environment: ours, Triton's (an older numpy), the peers'.
+# Resolve pyproject.toml anew and write the exact versions. A file per environment: ours, Triton's (an older numpy), the peers',
+# the documentation's.
 set -euo pipefail
 uv=${UV:-.venv/bin/uv}
 common=(pip compile pyproject.toml --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet)
 $uv "${common[@]}" --extra all --extra cpu --extra gpu -o constraints.txt
 $uv "${common[@]}" --extra triton -o constraints-triton.txt
 $uv "${common[@]}" --extra peers -o constraints-peers.txt
+$uv "${common[@]}" --extra docs -o constraints-docs.txt
