@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Resolve pyproject.toml anew and write the exact versions. A file per environment: ours, Triton's (an older numpy), the peers',
-# the documentation's.
+# Resolve pyproject.toml anew and write the exact versions. A file per environment: ours, Triton's (an older numpy), the peers'.
 set -euo pipefail
 uv=${UV:-.venv/bin/uv}
 common=(pip compile pyproject.toml --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet)

@@ -32,7 +32,7 @@ if ! "$dir/bin/python" -c 'import pip' 2>/dev/null; then
 fi
 rm -f "$dir/.ready"
 
-say "installing $requirement into $dir (with torch several GB: a minute or more the first time)"
+say "installing $requirement into $dir (several GB with torch: a minute or more the first time)"
 uv=.venv/bin/uv
 if [ "${INSTALLER:-uv}" = uv ] && { [ -x $uv ] || .venv/bin/python -m pip install -q uv -c constraints.txt; }; then
   VIRTUAL_ENV=$dir $uv pip install -c "$constraints" -e "$requirement"
