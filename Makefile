@@ -87,7 +87,7 @@ lint: setup  ## ruff, mypy, links and generated parts of the documentation
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest -q tests/docs
+	@$(BIN)/pytest -q tests/docs/test_links.py tests/docs/test_generated.py tests/docs/test_style.py
 
 format: setup  ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix .

@@ -25,7 +25,7 @@ def test_lines_are_short(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_words_are_those_of_the_glossary(path: Path) -> None:
-    assert AVOIDED.findall("\n".join(prose(path))) == []
+    assert AVOIDED.findall(re.sub(r"`[^`]*`", "", "\n".join(prose(path)))) == []
 
 
 def test_the_readme_has_at_most_700_words() -> None:
