@@ -3,6 +3,7 @@
 VENV        := .venv
 TRITON_VENV := .venv-triton
 PEERS_VENV  := .venv-peers
+DOCS_VENV   := .venv-docs
 BIN         := $(VENV)/bin
 # `cpu` or `gpu`: which onnxruntime package is installed (`rm -r .venv; make setup RUNTIME=gpu`).
 RUNTIME     ?= cpu
@@ -28,6 +29,9 @@ $(TRITON_VENV)/.ready: pyproject.toml constraints-triton.txt scripts/setup.sh $(
 
 $(PEERS_VENV)/.ready: pyproject.toml constraints-peers.txt scripts/setup.sh $(VENV)/.ready
 	@INSTALLER=$(INSTALLER) scripts/setup.sh $(PEERS_VENV) constraints-peers.txt '.[peers]'
+
+$(DOCS_VENV)/.ready: pyproject.toml constraints-docs.txt scripts/setup.sh $(VENV)/.ready
+	@INSTALLER=$(INSTALLER) scripts/setup.sh $(DOCS_VENV) constraints-docs.txt '.[docs]'
 
 demo: setup  ## train, export, deploy to three servers, verify, load-test, report, clean up
 	@$(BIN)/trident demo $(ARGS)
@@ -75,10 +79,15 @@ bench-int8: setup  ## EfficientNet-Lite0 in int8 and fp16 against fp32: speed an
 	@$(BIN)/trident import efficientnet_lite0 --precisions int8,int8-dynamic,fp16 --max-accuracy-drop 0.2
 	@$(BIN)/python -m training.benchmark.int8 $(ARGS)
 
-lint: setup  ## ruff and mypy
+docs: setup $(DOCS_VENV)/.ready  ## generate the reference pages and build the site into artifacts/site
+	@$(BIN)/python -m scripts.generate_docs
+	@$(DOCS_VENV)/bin/python scripts/build_site.py
+
+lint: setup  ## ruff, mypy, links and generated parts of the documentation
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/pytest -q tests/docs/test_links.py tests/docs/test_generated.py tests/docs/test_style.py
 
 format: setup  ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix .
@@ -89,6 +98,6 @@ lock: $(VENV)/.ready  ## choose new exact versions within pyproject's bounds
 
 clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
-	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) artifacts mlruns .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) $(DOCS_VENV) artifacts mlruns .cache .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-integration test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-int8 soak lint format lock clean
+.PHONY: help setup demo test test-integration test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-int8 soak docs lint format lock clean

@@ -6,3 +6,4 @@ common=(pip compile pyproject.toml --upgrade --python-version 3.11 --no-header -
 $uv "${common[@]}" --extra all --extra cpu --extra gpu -o constraints.txt
 $uv "${common[@]}" --extra triton -o constraints-triton.txt
 $uv "${common[@]}" --extra peers -o constraints-peers.txt
+$uv "${common[@]}" --extra docs -o constraints-docs.txt

@@ -153,7 +153,7 @@ def test_onnxruntime_sends_nothing_home(module: str, tmp_path: Path) -> None:
 
 
 def test_constraints_name_exact_versions_and_no_address() -> None:
-    for name in ("constraints.txt", "constraints-triton.txt", "constraints-peers.txt"):
+    for name in ("constraints.txt", "constraints-triton.txt", "constraints-peers.txt", "constraints-docs.txt"):
         for line in (ROOT / name).read_text().splitlines():
             assert "==" in line, line
             assert "/" not in line, line

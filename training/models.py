@@ -1,6 +1,6 @@
 """Models by name, and the two modules around them: pixels -> logits for training, pixels -> probabilities for serving."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -11,6 +11,9 @@ from training.errors import ModelError
 
 OWN_MODELS: Final = ("mlp", "simple_cnn", "resnet", "resnet9")
 LITE0: Final = "efficientnet_lite0"
+
+# Architectures added by the caller: (classes, image size, dropout) -> network. See examples/own_architecture.py.
+ARCHITECTURES: Final[dict[str, Callable[[int, int, float], nn.Module]]] = {}
 
 
 class Classifier(nn.Module):
@@ -201,6 +204,8 @@ def build_network(name: str, classes: int, image_size: int, dropout: float = 0.2
     Raises:
         ModelError: no such model.
     """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name](classes, image_size, dropout)
     match name:
         case "mlp":
             return _initialised(MLP(classes, image_size, dropout))
