@@ -39,7 +39,7 @@ class Tuning(BaseModel):
     )
 
 
-# The best found on two cores: docs/servers.md, "Tuning".
+# The best found on two cores: docs/results/measurements.md, "Tuning".
 DEFAULTS: Final[Mapping[ServerName, Tuning]] = {
     "fastapi": Tuning(workers=0, threads=0, max_batch_size=8, queue_delay_ms=0.0),
     "torchserve": Tuning(workers=1, threads=0, max_batch_size=16, queue_delay_ms=0.0),
