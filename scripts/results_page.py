@@ -6,6 +6,7 @@ A block of the page starts with `<!-- report NAME -->` and ends with `<!-- end -
 """
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +27,8 @@ def headline(name: str) -> str:
     table, measured = _TABLE.search(report), _MEASURED.search(report)
     if table is None or measured is None:
         raise ValueError(f"docs/results/{name}/report.md has no headline table, or does not say how it was measured")
-    return (
-        f"Measured {measured['where']}, revision `{measured['revision']}`.\n"
-        f"[Full report](results/{name}/report.md).\n\n```text\n{measured['command']}\n```\n\n{table[0]}"
-    )
+    how = f"Measured {measured['where']}, revision `{measured['revision']}`. [Full report](results/{name}/report.md)."
+    return f"{textwrap.fill(how, 99)}\n\n```text\n{measured['command']}\n```\n\n{table[0]}"
 
 
 def render(page: str) -> str:

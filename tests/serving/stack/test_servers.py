@@ -234,7 +234,8 @@ def test_the_documented_curl_shows_its_answer_on_a_terminal(
     code, shown = typed(command, running, tmp_path)
     assert code == 0, shown
     label = digits.manifest.labels[int(digits.golden_probabilities()[3].argmax())]
-    asked = rf'"predictions":\[{{"label":"{label}"' if "image.png" in command else "inference_(count|seconds)|trident_requests_total"
+    counted = "inference_(count|seconds)|trident_requests_total"
+    asked = rf'"predictions":\[{{"label":"{label}"' if "image.png" in command else counted
     assert re.search(asked, shown), shown
 
 
