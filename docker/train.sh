@@ -1,10 +1,10 @@
 #!/bin/sh
-# Make the bundle $MODEL if there is none yet: import it if $IMPORT is set, else train and export it.
+# Make the bundle $MODEL if there is none: import it if $IMPORT is set, otherwise train and export it.
 #
 #   train.sh [ARGUMENTS OF `trident train`]
 set -eu
 if ls "artifacts/bundles/$MODEL"/*/manifest.json >/dev/null 2>&1; then
-  echo "bundle $MODEL is there: nothing to train (another MODEL in .env makes another one)"
+  echo "bundle $MODEL exists: nothing to train (set another MODEL in .env to make another one)"
   exit 0
 fi
 if [ -n "${IMPORT:-}" ]; then

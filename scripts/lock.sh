@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Resolve pyproject.toml anew and write the exact versions. A file per environment: ours, Triton's (an older numpy), the peers'.
+# Resolve pyproject.toml and write the exact versions: one file each for the main environment, Triton's (which needs an
+# older numpy) and the peers'.
 set -euo pipefail
 uv=${UV:-.venv/bin/uv}
 common=(pip compile pyproject.toml --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Make the virtual environment DIR with REQUIREMENT installed at the exact versions of CONSTRAINTS.
+# Create the virtual environment DIR with REQUIREMENT at the exact versions of CONSTRAINTS.
 #
 #   scripts/setup.sh DIR CONSTRAINTS REQUIREMENT
 #
-# DIR/.ready is written last, so that an interrupted set-up is taken up again by the next `make`.
+# DIR/.ready is written last, so the next `make` repeats an interrupted set-up.
 set -euo pipefail
 dir=$1 constraints=$2 requirement=$3
 say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
@@ -17,9 +17,9 @@ find_python() {
     fi
   done
   cat >&2 <<'MESSAGE'
-Trident needs CPython 3.11 or 3.12 with its venv module, and found neither.
+Trident needs CPython 3.11 or 3.12 with the venv module; neither was found.
   Debian, Ubuntu:  apt install python3 python3-venv libpython3-dev
-  anywhere else:   install Python 3.11 or 3.12, or name yours: make demo PYTHON=/path/to/python3.11
+  elsewhere:       install Python 3.11 or 3.12, or name yours: make demo PYTHON=/path/to/python3.11
 MESSAGE
   exit 1
 }
@@ -32,7 +32,7 @@ if ! "$dir/bin/python" -c 'import pip' 2>/dev/null; then
 fi
 rm -f "$dir/.ready"
 
-say "installing $requirement into $dir (several GB with torch: a minute or more the first time)"
+say "installing $requirement into $dir (several GB with torch: a minute or more at first)"
 uv=.venv/bin/uv
 if [ "${INSTALLER:-uv}" = uv ] && { [ -x $uv ] || .venv/bin/python -m pip install -q uv -c constraints.txt; }; then
   VIRTUAL_ENV=$dir $uv pip install -c "$constraints" -e "$requirement"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Render the edge's configuration from the environment and the secrets, and become nginx.
+# Render the edge's configuration from the environment and the secrets, then exec nginx.
 set -eu
 umask 077
 mkdir -p /tmp/edge
@@ -8,7 +8,7 @@ for file in nginx.conf guard.conf site.conf; do
     -e "s|@BODY_TIMEOUT_S@|$BODY_TIMEOUT_S|" "/etc/trident/$file" >"/tmp/edge/$file"
 done
 
-# API keys: FastAPI asks for them itself; here they guard the two servers that do not. As regular expressions, for a map
+# API keys for TorchServe and Triton; FastAPI checks them itself. They are regular expressions because an nginx map
 # compares plain strings without regard to case.
 keys=$(cat /run/secrets/api_keys)
 if printf %s "$keys" | grep -q '[^[:space:]A-Za-z0-9._~+/=-]'; then
@@ -26,7 +26,7 @@ fi
   echo '}'
 } >/tmp/edge/keys.conf
 
-# With a certificate and its key the site is on port 8443, and port 8080 only says so: no key or image goes unencrypted.
+# With a certificate and its key the site is on port 8443, and port 8080 only redirects to it.
 if [ -s /run/secrets/tls_certificate ] && [ -s /run/secrets/tls_key ]; then
   cat >/tmp/edge/servers.conf <<CONF
 server {

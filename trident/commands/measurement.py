@@ -39,7 +39,7 @@ def bench(
         ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="A benchmark as TOML; flags win over it. See docs/benchmark.md.")
+        Path | None, typer.Option(help="A benchmark as TOML; flags win over it. See docs/benchmarking.md.")
     ] = None,
     concurrency: Annotated[str | None, typer.Option(help="sweep: the ladder.  [default: 2,4,8,16]")] = None,
     rates: Annotated[str | None, typer.Option(help="server: requests/s.  [default: shares of the capacity]")] = None,

@@ -224,7 +224,9 @@ def test_large_images_at_once_leave_triton_s_shared_memory_as_it_was(
     assert trident("verify", "--servers", "triton", cwd=folder).returncode == 0
 
 
-@pytest.mark.parametrize("command", documented_curls("docs/servers.md", "image.png"))
+@pytest.mark.parametrize(
+    "command", [line for server in SERVERS for line in documented_curls(f"docs/{server}.md", "image.png")]
+)
 def test_the_documented_curl_shows_its_answer_on_a_terminal(
     running: StackState, digits: Bundle, tmp_path: Path, command: str
 ) -> None:
@@ -232,7 +234,8 @@ def test_the_documented_curl_shows_its_answer_on_a_terminal(
     code, shown = typed(command, running, tmp_path)
     assert code == 0, shown
     label = digits.manifest.labels[int(digits.golden_probabilities()[3].argmax())]
-    asked = rf'"predictions":\[{{"label":"{label}"' if "image.png" in command else "inference_(count|seconds)"
+    counted = "inference_(count|seconds)|trident_requests_total"
+    asked = rf'"predictions":\[{{"label":"{label}"' if "image.png" in command else counted
     assert re.search(asked, shown), shown
 
 
