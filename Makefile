@@ -54,7 +54,7 @@ results: setup  ## the benchmarks of docs/results again (twenty minutes; nothing
 	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits.toml $(LANES) --out docs/results/digits
 	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits-slo.toml --out docs/results/digits-slo
 	$(QUIET) $(BIN)/trident bench --model efficientnet_lite0 --file docs/results/efficientnet_lite0.toml $(LANES) --out docs/results/efficientnet_lite0
-	@$(BIN)/python scripts/results_page.py
+	@$(BIN)/python -m scripts.generate_docs
 
 compose-up:  ## the whole stack in containers, built and healthy (docker compose)
 	@docker compose --profile loadtest --profile locust build

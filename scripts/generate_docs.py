@@ -10,8 +10,9 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -187,6 +188,15 @@ def results() -> str:
     return f"{measured[0]}:\n\n{table}"
 
 
+def headline(name: str) -> str:
+    """The headline table of a report below docs/results, with date, machine, revision and command."""
+    report = (DOCS / "results" / name / "report.md").read_text()
+    (table,) = re.findall(r"^\| lane \| golden answers .*?\n(?=\n)", report, re.MULTILINE | re.DOTALL)
+    ((where, revision, command),) = re.findall(r"^Measured (.*); Trident (\S+); `(.*)`\.$", report, re.MULTILINE)
+    how = f"Measured {where}, revision `{revision}`. [Full report](results/{name}/report.md)."
+    return f"{textwrap.fill(how, 99)}\n\n```text\n{command}\n```\n\n{table.rstrip()}"
+
+
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("| ").split("|")]
 
@@ -201,6 +211,9 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "parameters": parameters,
     "errors": error_kinds,
     "results": results,
+    "results-digits": partial(headline, "digits"),
+    "results-digits-slo": partial(headline, "digits-slo"),
+    "results-efficientnet": partial(headline, "efficientnet_lite0"),
 }
 
 
