@@ -99,7 +99,7 @@ def test_fp16_on_a_gpu_scales_gradients_and_skips_overflows(tmp_path: Path) -> N
     for parameter in trainer.model.parameters():
         parameter.grad = torch.full_like(parameter, torch.inf)
     trainer.training_step.scaler.scale(torch.zeros((), device="cuda"))  # the scaler records the device on its first use
-    trainer.training_step.scaler.step(trainer.optimizer)
+    trainer.training_step.scaler.step(trainer.training_step.optimizer)
     trainer.training_step.scaler.update()
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
     assert trainer.training_step.scaler.get_scale() == scale / 2
