@@ -47,7 +47,7 @@ def digits(checkpoint: Path, bundles: Path) -> Bundle:
     """`digits:1`."""
     from training.export import export_checkpoint
 
-    return export_checkpoint(checkpoint, bundles, say=lambda _: None)
+    return export_checkpoint(checkpoint, bundles, log=lambda _: None)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def other_weights(digits: Bundle, bundles: Path, tmp_path_factory: pytest.TempPa
     from training.export import export_checkpoint
 
     run = train_digits(tmp_path_factory.mktemp("run"), epochs=1, seed=1)
-    return export_checkpoint(run.checkpoint, tmp_path_factory.mktemp("other-bundles"), say=lambda _: None)
+    return export_checkpoint(run.checkpoint, tmp_path_factory.mktemp("other-bundles"), log=lambda _: None)
 
 
 @pytest.fixture

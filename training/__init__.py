@@ -1,13 +1,14 @@
-"""Training: a data set in, a bundle out.
+"""Training: data set in, bundle out.
 
 In the order of the data: ``settings``, ``datasets`` (images and labels), ``loading`` (augmented, reproducible
-batches), ``models`` and ``weights`` (published ones), ``optimisation``, ``trainer`` -> ``checkpoint``; ``run`` puts a run
-together with its ``tracking`` and its ``report``. Then ``export`` (checkpoint -> bundle, in the formats and precisions of
-``precisions``) and ``pretrained`` (published weights -> bundle).
+batches), ``models`` and ``weights`` (published weights), ``optimisation``, ``trainer`` -> ``checkpoint``. ``run`` combines
+the trainer with ``tracking`` and the ``report``. ``export`` writes a checkpoint as a bundle, in the formats of
+``formats`` and the precisions of ``precisions``; ``comparison`` checks each file against eager PyTorch. ``pretrained``
+writes published weights as a bundle.
 """
 
 import os
 
-# onnxruntime's official builds send usage data to their maker unless this is set before it is first imported.
+# onnxruntime's official builds send usage data to their vendor unless this is set before the first import.
 # https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,5 +1,7 @@
-"""Checkpoints: weights with everything that is needed to rebuild and to judge the model (`Checkpoint`), and the whole
-state of a run, to go on from (`RunState`). No pickled objects, only tensors and plain values.
+"""Checkpoint files.
+
+`Checkpoint` holds the weights and all metadata needed to rebuild and evaluate the model. `RunState` holds the complete
+state of a run, from which it can be resumed. The files contain tensors and plain values only, no pickled objects.
 """
 
 import os
@@ -21,7 +23,7 @@ CHECKPOINT_SCHEMA: Final = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds. `weights` is the state of a `models.Classifier`."""
+    """The content of a checkpoint; `weights` is the state dict of a `models.Classifier`."""
 
     settings: TrainSettings
     labels: tuple[str, ...]
@@ -35,7 +37,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
 
     def build(self) -> Classifier:
-        """The model with its weights, on the CPU, in evaluation mode."""
+        """Return the model with its weights, on the CPU and in evaluation mode."""
         network = build_network(self.settings.model, len(self.labels), self.input.height, self.settings.dropout)
         classifier = Classifier(network, self.mean, self.std)
         classifier.load_state_dict(self.weights)
@@ -44,18 +46,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunState:
-    """A run after `step` optimiser steps. Random numbers need no place here: they are functions of (seed, epoch, step)."""
+    """A run after `step` optimiser steps. Holds no random state: random numbers depend only on seed, epoch and step."""
 
     settings: TrainSettings
     fingerprint: str
     step: int
     losses: Tensor  # float64 [steps done in the current epoch]
     results: list[dict[str, Any]]  # one per finished epoch
-    parts: dict[str, Any]  # state_dicts: model, optimizer, schedule, scaler, and ema where there is one
+    parts: dict[str, Any]  # state dicts: model, optimizer, schedule, scaler, and ema if used
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write `path`, whole or not at all."""
+    """Write `path` atomically."""
     content: dict[str, Any] = vars(checkpoint) | {
         "schema": CHECKPOINT_SCHEMA,
         "settings": checkpoint.settings.model_dump(mode="json"),
@@ -65,10 +67,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
+    """Load a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: it is missing, damaged, or not one of ours.
+        CheckpointError: it is missing, damaged, or was not written by Trident.
     """
     content = _read(path)
     try:
@@ -76,11 +78,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         content["input"] = ImageInput.model_validate(content["input"])
         return Checkpoint(**content)
     except Exception as error:
-        raise _not_ours(path, error) from error
+        raise _unreadable(path, error) from error
 
 
 def save_state(state: RunState, folder: Path, keep_last: int) -> None:
-    """Write `folder`/step-<step>.pt, whole or not at all, and remove all but the newest `keep_last`."""
+    """Write `folder`/step-<step>.pt atomically, and delete all but the newest `keep_last` states."""
     content = {"schema": CHECKPOINT_SCHEMA, "settings": state.settings.model_dump(mode="json")}
     content |= {name: getattr(state, name) for name in ("fingerprint", "step", "losses", "results", "parts")}
     _write(content, folder / f"step-{state.step:08d}.pt")
@@ -89,21 +91,21 @@ def save_state(state: RunState, folder: Path, keep_last: int) -> None:
 
 
 def load_state(path: Path) -> RunState:
-    """Read a run's state onto the CPU.
+    """Load the state of a run onto the CPU.
 
     Raises:
-        CheckpointError: it is missing, damaged, or not one of ours.
+        CheckpointError: it is missing, damaged, or was not written by Trident.
     """
     content = _read(path)
     try:
         content["settings"] = TrainSettings.model_validate(content["settings"])
         return RunState(**content)
     except Exception as error:
-        raise _not_ours(path, error) from error
+        raise _unreadable(path, error) from error
 
 
 def state_files(folder: Path) -> list[Path]:
-    """The states in a folder, the oldest first."""
+    """Return the state files in a folder, oldest first."""
     return sorted(folder.glob("step-*.pt"))
 
 
@@ -125,15 +127,15 @@ def _read(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         schema = content.pop("schema")
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is not there; `trident train` makes it") from error
-    except Exception as error:  # torch.load raises nearly anything on a file that is not its own
-        raise _not_ours(path, error) from error
+        raise CheckpointError(f"{path} does not exist; `trident train` writes checkpoints") from error
+    except Exception as error:  # torch.load raises many types of errors on foreign files
+        raise _unreadable(path, error) from error
     if schema != CHECKPOINT_SCHEMA:
         raise CheckpointError(
-            f"{path} has checkpoint schema {schema}; this Trident reads {CHECKPOINT_SCHEMA}: train it again"
+            f"{path} has checkpoint schema {schema}; this version of Trident reads {CHECKPOINT_SCHEMA}: train the model again"
         )
     return content
 
 
-def _not_ours(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} is not a checkpoint of Trident: {type(error).__name__}: {error}")
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is not a Trident checkpoint: {type(error).__name__}: {error}")

@@ -1,11 +1,11 @@
 """Data sets: encoded images with labels, split into train, val and test.
 
-`digits`   1797 handwritten digits, 8x8, from scikit-learn's wheel: real data that needs no network.
-`cifar10`  50,000 + 10,000 images, 32x32, by torchvision: downloaded, or found below `data_dir`.
-`folder`   a user's own: `data_dir/{train,val,test}/<label>/*.jpg`, or `data_dir/<label>/*.jpg`, which is split by us
-           (so is `train` where only one of `val` and `test` is there: that one is then the test).
+`digits`   1797 handwritten digits, 8x8, from scikit-learn's wheel; works offline.
+`cifar10`  50,000 + 10,000 images, 32x32, from torchvision; downloaded unless `data_dir` contains them.
+`folder`   the user's images: `data_dir/{train,val,test}/<label>/*.jpg`, or `data_dir/<label>/*.jpg`, which is split here.
+           If only one of `val` and `test` exists, it is the test set, and the validation set is split from `train`.
 
-Splits never depend on the run's seed, so that runs can be compared.
+The splits do not depend on the run's seed, so runs are comparable.
 """
 
 import hashlib
@@ -32,20 +32,20 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
 class Split(Protocol):
-    """Images with labels (int64 `[N]`, class ids); index i is always the same image."""
+    """Images with labels (class ids, int64 `[N]`); an index always refers to the same image."""
 
     labels: npt.NDArray[np.int64]
 
     def encoded(self, index: int) -> bytes:
-        """The image as a file's bytes, as a client would send it."""
+        """Return the encoded image, as a client would send it."""
 
     def pixels(self, index: int) -> Pixels:
-        """uint8 `[3, H, W]`: what serving's preprocessing makes of `encoded(index)`."""
+        """Return uint8 `[3, H, W]`: `encoded(index)` after the preprocessing of serving."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, ready to train on. `mean` and `std` are per channel, of pixels scaled to 0..1."""
+    """A data set with its splits. `mean` and `std` are per channel, for pixels scaled to 0..1."""
 
     name: DataName
     labels: tuple[str, ...]
@@ -58,12 +58,12 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """By name, in the order of their use."""
+        """The splits by name, in the order train, val, test."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over every image and label, in order: equal fingerprints mean equal data."""
+        """sha256 of all images and labels, in order."""
         digest = hashlib.sha256(repr((self.labels, self.input.model_dump())).encode())
         for split in self.splits.values():
             digest.update(split.labels.tobytes())
@@ -73,7 +73,7 @@ class Dataset:
 
 
 class ArraySplit:
-    """Images held in memory as one uint8 array `[N, h, w]` (gray) or `[N, h, w, 3]` (RGB)."""
+    """Images in memory, as one uint8 array `[N, h, w]` (gray) or `[N, h, w, 3]` (RGB)."""
 
     def __init__(self, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], spec: ImageInput) -> None:
         self.images = images
@@ -82,13 +82,13 @@ class ArraySplit:
         self._cache: list[Pixels | None] = [None] * len(labels)
 
     def encoded(self, index: int) -> bytes:
-        """The image as a PNG, which is lossless."""
+        """Return the image as a PNG."""
         buffer = io.BytesIO()
         Image.fromarray(self.images[index]).save(buffer, "PNG")
         return buffer.getvalue()
 
     def pixels(self, index: int) -> Pixels:
-        """By way of the PNG, so that training sees what serving will see."""
+        """Return the pixels of the encoded image, so that training and serving see the same pixels."""
         cached = self._cache[index]
         if cached is None:
             cached = self._cache[index] = preprocess(self.encoded(index), self.spec)
@@ -96,7 +96,7 @@ class ArraySplit:
 
 
 class FileSplit:
-    """Images that lie in files and are decoded when they are needed."""
+    """Image files, decoded on demand."""
 
     def __init__(self, paths: Sequence[Path], labels: npt.NDArray[np.int64], spec: ImageInput) -> None:
         self.paths = paths
@@ -104,19 +104,19 @@ class FileSplit:
         self.spec = spec
 
     def encoded(self, index: int) -> bytes:
-        """The file's bytes."""
+        """Return the content of the file."""
         return self.paths[index].read_bytes()
 
     def pixels(self, index: int) -> Pixels:
-        """Decoded and resized as serving does it."""
+        """Return the decoded and resized pixels."""
         return preprocess(self.encoded(index), self.spec)
 
 
 def load_dataset(settings: TrainSettings) -> Dataset:
-    """The data set that `settings` name.
+    """Load the data set named in `settings`.
 
     Raises:
-        DataError: it is not there, or not usable.
+        DataError: it is missing or unusable.
     """
     match settings.data:
         case "digits":
@@ -125,7 +125,7 @@ def load_dataset(settings: TrainSettings) -> Dataset:
             return _cifar10(settings.data_dir or Path("data"), settings.image_size or 32)
         case "folder":
             if settings.data_dir is None:
-                raise DataError("--data folder needs --data-dir, the folder with one folder of images per label")
+                raise DataError("--data folder needs --data-dir, a folder with one subfolder of images per label")
             return _folder(settings.data_dir, settings.image_size or 224)
 
 
@@ -136,7 +136,7 @@ def _digits(size: int) -> Dataset:
     images = (bunch.images * (255 / 16)).round().astype(np.uint8)
     labels = bunch.target.astype(np.int64)
     spec = ImageInput(height=size, width=size, resize="stretch", filter="bilinear")
-    rows = _stratified(labels, val=0.1, test=0.2)
+    rows = _split_by_class(labels, val=0.1, test=0.2)
     train, val, test = (ArraySplit(images[chosen], labels[chosen], spec) for chosen in rows)
     pixels = np.stack([train.pixels(i) for i in range(len(train.labels))]) / 255
     mean, std = float(pixels.mean()), float(pixels.std())
@@ -156,13 +156,13 @@ def _cifar10(root: Path, size: int) -> Dataset:
                 parts.append(CIFAR10(str(root), train=is_train, download=True))
             except Exception as error:
                 raise DataError(
-                    f"CIFAR-10 is not below {root} and could not be downloaded ({error}). "
-                    f"Put cifar-10-python.tar.gz into {root}, or name its folder with --data-dir."
+                    f"CIFAR-10 is not in {root} and could not be downloaded ({error}). "
+                    f"Put cifar-10-python.tar.gz there, or name its folder with --data-dir."
                 ) from error
     full, test = parts
     spec = ImageInput(height=size, width=size, resize="stretch", filter="bilinear")
     labels = np.asarray(full.targets, dtype=np.int64)
-    train_rows, val_rows, _ = _stratified(labels, val=0.1, test=0)
+    train_rows, val_rows, _ = _split_by_class(labels, val=0.1, test=0)
     return Dataset(
         "cifar10",
         tuple(full.classes),
@@ -178,12 +178,12 @@ def _cifar10(root: Path, size: int) -> Dataset:
 def _folder(root: Path, size: int) -> Dataset:
     spec = ImageInput(height=size, width=size, resize="crop", filter="bilinear", shorter_side=round(size / 0.875))
     if not root.is_dir():
-        raise DataError(f"{root} is no folder")
+        raise DataError(f"{root} is not a folder")
     given = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if not given:
         names = _label_folders(root)
         paths, labels = _scan(root, names)
-        rows = _stratified(labels, val=0.1, test=0.1)
+        rows = _split_by_class(labels, val=0.1, test=0.1)
         if len(paths) < LEAST_GOLDEN:
             raise DataError(f"{root} has {len(paths)} images; an exported model needs at least {LEAST_GOLDEN}")
         train, val, test = (_part(paths, labels, chosen, spec) for chosen in rows)
@@ -192,15 +192,15 @@ def _folder(root: Path, size: int) -> Dataset:
         scanned = {name: _scan(path, names) for name, path in given.items()}
         if len(given) == 3:
             train, val, test = (FileSplit(*scanned[name], spec) for name in ("train", "val", "test"))
-        else:  # what is held out is for the test alone: the best checkpoint is chosen by another part
+        else:  # the held-out part must not choose the best checkpoint, so it is used for the test only
             paths, labels = scanned.pop("train")
-            train_rows, val_rows, _ = _stratified(labels, val=0.1, test=0)
+            train_rows, val_rows, _ = _split_by_class(labels, val=0.1, test=0)
             train, val = (_part(paths, labels, chosen, spec) for chosen in (train_rows, val_rows))
             ((_, held_out),) = scanned.items()
             test = FileSplit(*held_out, spec)
     else:
         raise DataError(
-            f"{root} has {' and '.join(given)} only: it needs train with val or test, or just one folder per label"
+            f"{root} has only {' and '.join(given)}; it needs train with val or test, or one folder per label"
         )
     return Dataset("folder", tuple(names), spec, IMAGENET_MEAN, IMAGENET_STD, train, val, test)
 
@@ -226,15 +226,15 @@ def _scan(root: Path, names: Sequence[str]) -> tuple[list[Path], npt.NDArray[np.
         paths += files
         labels += [class_id] * len(files)
     if not paths:
-        raise DataError(f"no images below {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise DataError(f"no images in {root}; supported are {', '.join(sorted(IMAGE_SUFFIXES))}")
     return paths, np.asarray(labels, dtype=np.int64)
 
 
-def _stratified(labels: npt.NDArray[np.int64], val: float, test: float) -> tuple[npt.NDArray[np.int64], ...]:
-    """Row numbers of train, val and test, each with the classes in equal shares.
+def _split_by_class(labels: npt.NDArray[np.int64], val: float, test: float) -> tuple[npt.NDArray[np.int64], ...]:
+    """Return the row numbers of train, val and test; each class has the same share of every part.
 
     Raises:
-        DataError: a class has too few images to be in every part.
+        DataError: a class has too few images for all parts.
     """
     random = np.random.default_rng(SPLIT_SEED)
     parts: tuple[list[npt.NDArray[np.int64]], ...] = ([], [], [])

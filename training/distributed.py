@@ -1,7 +1,7 @@
-"""One process or several (torchrun): who am I, and the few things that must be agreed.
+"""Distributed training: the processes that torchrun starts, and what they exchange.
 
-Started by torchrun, every process runs the same program on its share of each batch: NCCL between CUDA devices, gloo
-between CPUs. Without torchrun there is one process, and nothing here does anything.
+Each process runs the same program on its share of every batch, with NCCL between CUDA devices and gloo between CPUs.
+Without torchrun there is one process, and the functions here have no effect.
 """
 
 import os
@@ -17,44 +17,44 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Processes:
-    """`count` processes, of which this is number `rank`."""
+    """A group of `count` processes; this one has number `rank`."""
 
     rank: int = 0
     count: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this one writes files and speaks."""
+    def is_leader(self) -> bool:
+        """Whether this process writes the files and the output."""
         return self.rank == 0
 
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum of every process's `tensor`, in place."""
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum `tensor` over all processes, in place."""
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def agreed(self, value: Any) -> Any:
-        """The leader's `value`."""
+    def from_leader(self, value: Any) -> Any:
+        """Return the leader's `value` in every process."""
         if self.count == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def wait_for_all(self) -> None:
+        """Wait until every process has reached this call."""
         if self.count > 1:
             dist.barrier()
 
 
 def started_by_torchrun() -> bool:
-    """Whether several processes were asked for."""
+    """Whether torchrun started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Processes]:
-    """Meet the others that torchrun started, for the time of the block; `device` is the setting of that name."""
+def process_group(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started, until the block ends; `device` is the setting of that name."""
     if not started_by_torchrun():
         yield Processes()
         return

@@ -1,22 +1,22 @@
-"""The errors of training and export. Every message says what to do."""
+"""Errors of training and export. Each message says what to do."""
 
 from bundle.errors import TridentError
 
 
 class TrainingError(TridentError):
-    """The base of all of them."""
+    """Base class of all errors of training and export."""
 
 
 class DataError(TrainingError):
-    """The data is missing or not what was asked for."""
+    """The data set is missing or unusable."""
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint is missing or damaged, or Trident did not write it."""
+    """A checkpoint is missing, damaged, or was not written by Trident."""
 
 
 class ModelError(TrainingError):
-    """The model, its weights or the device does not exist here."""
+    """The model, its weights or the device is not available."""
 
 
 class ExportError(TrainingError):
@@ -24,4 +24,4 @@ class ExportError(TrainingError):
 
 
 class TrackingError(TrainingError):
-    """A tracker is not installed, or does not answer."""
+    """A tracker is not installed or not reachable."""

@@ -1,4 +1,4 @@
-"""The model as a file: how each format is written, and how it is read back to be compared."""
+"""File formats of the model: writing each of them, and reading it back for the comparison."""
 
 import warnings
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Infer = Callable[[Pixels], Probabilities]
 
 
 def write_onnx(servable: Servable, example: Tensor, path: Path) -> None:
-    """ONNX with a dynamic axis named `batch`, self-contained."""
+    """Write one self-contained ONNX file with a dynamic axis named `batch`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
         program = torch.onnx.export(
@@ -40,7 +40,7 @@ def write_onnx(servable: Servable, example: Tensor, path: Path) -> None:
     assert program is not None
     model = program.model_proto
     for node in model.graph.node:
-        del node.metadata_props[:]  # stack traces with the paths of this machine
+        del node.metadata_props[:]  # stack traces with this machine's paths
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         del value.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)
@@ -48,25 +48,26 @@ def write_onnx(servable: Servable, example: Tensor, path: Path) -> None:
 
 
 def write_torchscript(servable: Servable, example: Tensor, path: Path) -> None:
-    """TorchScript by tracing, frozen."""
+    """Write traced, frozen TorchScript."""
     with warnings.catch_warnings():
-        # torch.jit is deprecated upstream; TorchServe and Triton's pytorch backend still read it
+        # torch.jit is deprecated, but TorchServe and Triton's PyTorch backend need it
         warnings.simplefilter("ignore")
         traced = torch.jit.freeze(torch.jit.trace(servable, example))  # type: ignore[no-untyped-call]
         torch.jit.save(traced, path)
 
 
 def write_pt2(servable: Servable, example: Tensor, path: Path) -> None:
-    """A torch.export archive, which takes TorchScript's place upstream."""
+    """Write a torch.export archive, PyTorch's successor to TorchScript."""
     program = torch.export.export(servable, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+        node.meta.pop("stack_trace", None)  # this machine's paths
     torch.export.save(program, path)
 
 
 def write_ort(source: Path, path: Path) -> None:
-    """An ONNX file in onnxruntime's own format, which its reduced builds for phones and boards load. Optimised as far as
-    every processor can follow.
+    """Convert an ONNX file to onnxruntime's own format, for its mobile builds.
+
+    Applies only the optimisations that do not depend on the processor.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -76,17 +77,17 @@ def write_ort(source: Path, path: Path) -> None:
 
 
 def read_onnx(path: Path, threads: int = 0) -> Infer:
-    """An ONNX or ORT file in onnxruntime.
+    """Load an ONNX or ORT file in onnxruntime; `threads` 0 uses all cores.
 
     Raises:
-        ExportError: its batch axis is not the contract's.
+        ExportError: it has no dynamic axis named `batch`.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     batch_axis = session.get_inputs()[0].shape[0]
     if batch_axis != "batch":
-        raise ExportError(f"{path.name}: the batch axis is {batch_axis!r}, not a dynamic axis named 'batch'")
+        raise ExportError(f"{path.name}: the first axis is {batch_axis!r}, not a dynamic axis named 'batch'")
 
     def infer(pixels: Pixels) -> Probabilities:
         probabilities: Probabilities = session.run(["probabilities"], {"image": pixels})[0]
@@ -96,7 +97,7 @@ def read_onnx(path: Path, threads: int = 0) -> Infer:
 
 
 def read_torchscript(path: Path) -> Infer:
-    """A TorchScript file in torch."""
+    """Load a TorchScript file in torch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
@@ -104,14 +105,15 @@ def read_torchscript(path: Path) -> Infer:
 
 
 def read_pt2(path: Path) -> Infer:
-    """A torch.export archive in torch."""
+    """Load a torch.export archive in torch."""
     module = torch.export.load(path).module()
     return lambda pixels: run_eager(module, pixels)
 
 
 def read_model(format_: Format, path: Path, threads: int = 0) -> Infer:
-    """A file in the runtime that is its own. `threads` is onnxruntime's number of them, 0 for all cores; torch's belongs
-    to the process.
+    """Load a file in the runtime of its format.
+
+    `threads` applies to onnxruntime, where 0 uses all cores; torch's number of threads is a setting of the process.
     """
     if format_ == "torchscript":
         return read_torchscript(path)
@@ -120,6 +122,6 @@ def read_model(format_: Format, path: Path, threads: int = 0) -> Infer:
 
 @torch.inference_mode()
 def run_eager(module: Callable[[Tensor], Tensor], pixels: Pixels) -> Probabilities:
-    """uint8 `[N, 3, H, W]` -> float32 `[N, classes]` by a torch module."""
+    """Run a torch module: uint8 `[N, 3, H, W]` -> float32 `[N, classes]`."""
     probabilities: Probabilities = module(torch.from_numpy(pixels)).numpy()
     return probabilities

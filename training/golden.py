@@ -1,4 +1,4 @@
-"""Golden images: what a bundle shows to prove that whoever serves it answers as eager PyTorch did."""
+"""Golden examples of a bundle: encoded images with the probabilities that eager PyTorch computed for them."""
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -16,33 +16,37 @@ from training.errors import ExportError
 GOLDEN_IMAGES: Final = 16
 
 
-def golden_inputs(splits: Mapping[str, Split], labels: Sequence[str]) -> list[tuple[str, bytes]]:
-    """Names and bytes: up to 16 images of the test set, in turn of every class. Where that has fewer than a bundle
-    needs, validation and then training images fill up, and are named so: what is proved is that servers compute what
-    PyTorch computed, for which images that were learnt are as good.
+def choose_golden_inputs(splits: Mapping[str, Split], labels: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Return names and encoded bytes of up to GOLDEN_IMAGES images of the test set, spread over the classes.
+
+    If the test set has fewer images than a bundle needs, validation and then training images are added; their names end
+    with `-val` or `-train`. Images that the model has seen in training are no worse here: the examples show that a server
+    computes the same as PyTorch, not that the model is accurate.
 
     Raises:
-        ExportError: there are not enough images in all of them.
+        ExportError: the splits together have too few images.
     """
     images: list[tuple[str, bytes]] = []
-    for name, wanted in (("test", GOLDEN_IMAGES), ("val", LEAST_GOLDEN), ("train", LEAST_GOLDEN)):
-        for row in _by_turns(splits[name], len(labels))[: max(0, wanted - len(images))]:
+    for name, target in (("test", GOLDEN_IMAGES), ("val", LEAST_GOLDEN), ("train", LEAST_GOLDEN)):
+        for row in _round_robin(splits[name], len(labels))[: max(0, target - len(images))]:
             data = splits[name].encoded(row)
-            of_split = "" if name == "test" else f"-{name}"
-            images.append((f"{len(images):02d}{of_split}{_suffix(data)}", data))
+            split_suffix = "" if name == "test" else f"-{name}"
+            images.append((f"{len(images):02d}{split_suffix}{_suffix(data)}", data))
     if len(images) < LEAST_GOLDEN:
-        raise ExportError(f"the data has {len(images)} images; a bundle needs at least {LEAST_GOLDEN} golden ones")
+        raise ExportError(
+            f"the data set has {len(images)} images; a bundle needs at least {LEAST_GOLDEN} golden images"
+        )
     return images
 
 
-def _by_turns(split: Split, classes: int) -> list[int]:
-    """All rows of a split: the first image of every class, then the second of every class, ..."""
+def _round_robin(split: Split, classes: int) -> list[int]:
+    """Return all rows of a split: the first image of every class, then the second of every class, and so on."""
     by_class = [np.flatnonzero(split.labels == class_id) for class_id in range(classes)]
-    return [int(row) for turn in zip_longest(*by_class) for row in turn if row is not None]
+    return [int(row) for rows in zip_longest(*by_class) for row in rows if row is not None]
 
 
 def _suffix(data: bytes) -> str:
-    """The usual file name suffix, so that the golden images can be looked at."""
+    """Return the file name suffix of an encoded image, so that image viewers can open the file."""
     signatures = {
         b"\x89PNG": ".png",
         b"\xff\xd8": ".jpg",
@@ -56,7 +60,7 @@ def _suffix(data: bytes) -> str:
 
 
 def write_golden(folder: Path, images: Sequence[tuple[str, bytes]], probabilities: Probabilities) -> Golden:
-    """Write the images and their probabilities (float32 `[images, classes]`) into a bundle's folder."""
+    """Write the images and their probabilities (float32 `[images, classes]`) to `folder`/golden."""
     golden = folder / "golden"
     golden.mkdir()
     for name, data in images:

@@ -1,7 +1,7 @@
 """Batches for training and evaluation.
 
-Randomness is a function of (seed, epoch, index) and of nothing else: the order of an epoch, and how an image is
-augmented, are the same for any number of loader workers, and after a restart.
+Randomness depends only on (seed, epoch, index). The order of the images and their augmentation are the same for any
+number of loader workers, and after a restart.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +24,15 @@ Batch = tuple[Tensor, Tensor]  # uint8 [N, 3, H, W] and int64 [N]
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """The training batches of one epoch after another, as lists of (epoch, index).
+    """The training batches of one epoch, as lists of (epoch, index).
 
-    A step's images are divided into `parts` (accumulation) of which each is divided between the processes; what is
-    yielded are this process's shares, part after part. The order is the same for any number of either. Set `epoch` and
-    `first_step` before iterating. A last batch that would leave a share with fewer than two images, which batch norm
-    needs, is left out.
+    Each step's images are divided into `parts` (gradient accumulation), and each part between the processes. Iterating
+    yields this process's shares, part by part. The order of the images does not depend on the number of parts or
+    processes. Set `epoch` and `first_step` before iterating. The last batch is dropped if a share of it would have fewer
+    than two images, the minimum for batch norm.
+
+    Raises:
+        DataError: a step has fewer images than shares.
     """
 
     def __init__(
@@ -45,19 +48,19 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         shares = parts * self.processes.count
         if self.batch_size < shares:
             raise DataError(f"{self.batch_size} images per step cannot be divided into {shares} shares")
-        rest = size % self.batch_size
-        self.steps = size // self.batch_size + (rest >= 2 * shares)
+        remainder = size % self.batch_size
+        self.steps = size // self.batch_size + (remainder >= 2 * shares)
 
     def __len__(self) -> int:
-        """How many shares of this process there are until the end of the epoch."""
+        """Number of this process's shares from `first_step` to the end of the epoch."""
         return (self.steps - self.first_step) * self.parts
 
     def images(self, step: int) -> int:
-        """How many images step number `step` of an epoch sees, over all processes and parts."""
+        """Number of images in step `step` of an epoch, over all processes and parts."""
         return min(self.batch_size, self.size - step * self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order: list[int] = torch.randperm(self.size, generator=generator).tolist()
         stride = self.parts * self.processes.count
         for step in range(self.first_step, self.steps):
@@ -68,7 +71,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 class AugmentedImages(Dataset[tuple[Tensor, int]]):
-    """Training images: `[(epoch, index)]` gives uint8 `[3, H, W]` and the class id."""
+    """Augmented training images: `[(epoch, index)]` is uint8 `[3, H, W]` and the class id."""
 
     def __init__(self, split: Split, augment: Augment, seed: int) -> None:
         self.split = split
@@ -81,10 +84,11 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         return self.__getitems__([key])[0]
 
-    @torch.inference_mode()  # a quarter less time, since no operation is noted for gradients
+    @torch.inference_mode()  # saves a quarter of the time: nothing is recorded for gradients
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, int]]:
-        """A batch, in one thread: an image is too small for several, which would wait for each other. Whoever else
-        draws random numbers in this process does not notice.
+        """Return a batch.
+
+        Uses one thread, because an image is too small for several. Restores the process's random state afterwards.
         """
         threads, state = torch.get_num_threads(), torch.default_generator.get_state()
         torch.set_num_threads(1)
@@ -95,12 +99,12 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
             torch.set_num_threads(threads)
 
     def _augmented(self, epoch: int, index: int) -> tuple[Tensor, int]:
-        seed_cpu(mixed_seed(self.seed, epoch, index))
+        seed_cpu(derive_seed(self.seed, epoch, index))
         return self.augment(_training_image(self.split, index)), int(self.split.labels[index])
 
 
 class PlainImages(Dataset[tuple[Tensor, int]]):
-    """Evaluation images, by serving's own preprocessing: uint8 `[3, H, W]` and the class id."""
+    """Evaluation images, preprocessed as in serving: uint8 `[3, H, W]` and the class id."""
 
     def __init__(self, split: Split, rows: Sequence[int]) -> None:
         self.split = split
@@ -123,7 +127,7 @@ def training_loader(
     *,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """The loader of augmented batches: uint8 `[N, 3, H, W]` and int64 `[N]`."""
+    """Return a loader of augmented batches: uint8 `[N, 3, H, W]` and int64 `[N]`."""
     return DataLoader(
         AugmentedImages(split, augment, batches.seed),
         batch_sampler=batches,
@@ -135,12 +139,12 @@ def training_loader(
 
 
 def evaluation_loader(split: Split, rows: Sequence[int], batch_size: int, workers: int = 0) -> DataLoader[Any]:
-    """The images in `rows` of `split`, in that order."""
+    """Return a loader of the images in `rows` of `split`, in that order."""
     return DataLoader(PlainImages(split, rows), batch_size=batch_size, num_workers=workers)
 
 
 def augmentation(data: DataName, spec: ImageInput) -> Augment:
-    """What training does to an image, uint8 in and out; each suits the images of its data set."""
+    """Return the augmentation for a data set; its input and output are uint8 images."""
     size = [spec.height, spec.width]
     transform: Augment
     match data:
@@ -156,12 +160,12 @@ def augmentation(data: DataName, spec: ImageInput) -> Augment:
 
 
 def seed_cpu(seed: int) -> None:
-    """As `torch.manual_seed`, which on a machine without CUDA also formats a stack trace per call and keeps it."""
+    """Seed torch's CPU generator. `torch.manual_seed` also stores a stack trace per call on machines without CUDA."""
     torch.default_generator.manual_seed(seed)
 
 
-def mixed_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, so that neighbours are unrelated (splitmix64's mixing step)."""
+def derive_seed(*numbers: int) -> int:
+    """Combine several numbers into one 63-bit seed with splitmix64's mixing step; similar inputs give unrelated seeds."""
     state = 0
     for number in numbers:
         state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
@@ -172,7 +176,7 @@ def mixed_seed(*numbers: int) -> int:
 
 
 def _training_image(split: Split, index: int) -> Tensor:
-    """Full size where images lie in files, since their augmentation crops; else the model's input size."""
+    """Return the image to augment: in full size if it comes from a file, because its augmentation crops."""
     if isinstance(split, FileSplit):
         tensor: Tensor = v2.functional.pil_to_tensor(decode(split.encoded(index)))
         return tensor

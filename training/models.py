@@ -1,4 +1,4 @@
-"""Models by name, and the two modules around them: pixels -> logits for training, pixels -> probabilities for serving."""
+"""Models by name, and their wrappers: pixels -> logits for training, pixels -> probabilities for serving."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -17,7 +17,7 @@ ARCHITECTURES: Final[dict[str, Callable[[int, int, float], nn.Module]]] = {}
 
 
 class Classifier(nn.Module):
-    """uint8 `[N, 3, H, W]` RGB in, logits float32 `[N, classes]` out: normalisation is part of the model."""
+    """A network with its normalisation: uint8 `[N, 3, H, W]` RGB in, logits float32 `[N, classes]` out."""
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -28,20 +28,20 @@ class Classifier(nn.Module):
         self.register_buffer("scale", 1 / (torch.tensor(std).view(1, -1, 1, 1) * 255))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits."""
         logits: Tensor = self.network((image.to(self.mean.dtype) - self.mean) * self.scale)
         return logits
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The weights of the last layer, which knows the classes; all others are the backbone's.
+        """Return the parameters of the last layer; all others belong to the backbone.
 
         Raises:
-            ModelError: the last layer is not a dense one.
+            ModelError: the last layer is not a dense layer.
         """
         return list(head_of(self.network)[1].parameters())
 
     def freeze_backbone(self, frozen: bool) -> None:
-        """Whether the backbone learns. Frozen, it also keeps its batch norms' statistics; call after `train()`."""
+        """Freeze or unfreeze the backbone, including its batch-norm statistics. Call after `train()`."""
         head = {id(parameter) for parameter in self.head_parameters()}
         for parameter in self.parameters():
             parameter.requires_grad_(not frozen or id(parameter) in head)
@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 
 
 class Servable(nn.Module):
-    """What is exported: uint8 `[N, 3, H, W]` RGB in, probabilities float32 `[N, classes]` out."""
+    """The exported model: uint8 `[N, 3, H, W]` RGB in, probabilities float32 `[N, classes]` out."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Servable(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probabilities; each row sums to 1."""
+        """Return probabilities; each row sums to 1."""
         return torch.softmax(self.classifier(image).float(), dim=1)
 
 
@@ -80,13 +80,13 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of normalised pixels."""
+        """Return logits for normalised pixels."""
         logits: Tensor = self.layers(x)
         return logits
 
 
 class SimpleCNN(nn.Module):
-    """Two convolutions (32, 64 channels), each halved by max pooling, then 128 hidden units."""
+    """Two convolutions (32 and 64 channels), each followed by max pooling, then 128 hidden units."""
 
     def __init__(self, classes: int, image_size: int, dropout: float) -> None:
         super().__init__()
@@ -104,13 +104,13 @@ class SimpleCNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of normalised pixels."""
+        """Return logits for normalised pixels."""
         logits: Tensor = self.head(self.features(x))
         return logits
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm around an identity (or, where the shape changes, a 1x1 projection)."""
+    """Two 3x3 convolutions with batch norm, and an identity or 1x1 projection as shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -126,13 +126,14 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same spatial size divided by `stride`."""
+        """Return features with height and width divided by `stride`."""
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
 class CifarResNet(nn.Module):
-    """ResNet-20 for small images: a 3x3 stem without pooling, three stages of three blocks (He et al. 2015, section
-    4.2).
+    """ResNet-20 for small images: a 3x3 stem without pooling, then three stages of three blocks.
+
+    He et al. 2015, section 4.2.
     """
 
     def __init__(self, classes: int, dropout: float, widths: Sequence[int] = (16, 32, 64), depth: int = 3) -> None:
@@ -151,14 +152,15 @@ class CifarResNet(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(inputs, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of normalised pixels."""
+        """Return logits for normalised pixels."""
         logits: Tensor = self.head(self.features(x))
         return logits
 
 
 class ResNet9(nn.Module):
-    """David Page's network for CIFAR-10 (2018, "How to train your ResNet"): a wide stem without strides, two residual
-    blocks, 6.6 million weights.
+    """A wide network for CIFAR-10 with two residual blocks and 6.6 million weights.
+
+    David Page 2018, "How to train your ResNet".
     """
 
     def __init__(self, classes: int, dropout: float) -> None:
@@ -176,7 +178,7 @@ class ResNet9(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(512, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of normalised pixels, an eighth of what the last layer gives: batch norm leaves them too large."""
+        """Return logits for normalised pixels, scaled by 1/8 because they are too large after batch norm."""
         logits: Tensor = self.head(self.features(x)) * 0.125
         return logits
 
@@ -187,7 +189,7 @@ class _Residual(nn.Module):
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` and what the body makes of it."""
+        """Return `x + body(x)`."""
         total: Tensor = x + self.body(x)
         return total
 
@@ -198,23 +200,28 @@ def _conv(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
 
 
 def build_network(name: str, classes: int, image_size: int, dropout: float = 0.25) -> nn.Module:
-    """A network for `classes` classes, with random weights: one of OWN_MODELS (whose dropout is `dropout`),
-    `efficientnet_lite0`, or any torchvision classifier by its name.
+    """Return a network with random weights.
+
+    Args:
+        name: one of OWN_MODELS, `efficientnet_lite0`, or the name of a torchvision classifier.
+        classes: number of logits.
+        image_size: height and width of the input, in pixels.
+        dropout: dropout probability; used by OWN_MODELS only.
 
     Raises:
-        ModelError: no such model.
+        ModelError: unknown name.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name](classes, image_size, dropout)
     match name:
         case "mlp":
-            return _initialised(MLP(classes, image_size, dropout))
+            return _initialise(MLP(classes, image_size, dropout))
         case "simple_cnn":
-            return _initialised(SimpleCNN(classes, image_size, dropout))
+            return _initialise(SimpleCNN(classes, image_size, dropout))
         case "resnet":
-            return _initialised(CifarResNet(classes, dropout))
+            return _initialise(CifarResNet(classes, dropout))
         case "resnet9":
-            return _initialised(ResNet9(classes, dropout))
+            return _initialise(ResNet9(classes, dropout))
         case "efficientnet_lite0":
             from efficientnet_lite_pytorch import EfficientNet
 
@@ -222,7 +229,7 @@ def build_network(name: str, classes: int, image_size: int, dropout: float = 0.2
             return lite0
     if name not in torchvision_models():
         raise ModelError(
-            f"unknown model {name!r}; there are {', '.join((*OWN_MODELS, LITE0))} and torchvision's: "
+            f"unknown model {name!r}; available are {', '.join((*OWN_MODELS, LITE0))} and torchvision's: "
             f"{', '.join(torchvision_models())}"
         )
     options: dict[str, object] = {"num_classes": classes}
@@ -235,23 +242,23 @@ def build_network(name: str, classes: int, image_size: int, dropout: float = 0.2
 
 
 def head_of(network: nn.Module) -> tuple[str, nn.Linear]:
-    """The dense layer that ends a classifier, and its name within it.
+    """Return the last layer of a classifier, which must be dense, and its name in the network.
 
     Raises:
-        ModelError: the network does not end with one.
+        ModelError: the network does not end with a dense layer.
     """
     layers = [(name, module) for name, module in network.named_modules() if not any(module.children())]
     dense = [(name, module) for name, module in layers if isinstance(module, nn.Linear)]
     if not dense or any(isinstance(module, nn.Conv2d) for _, module in layers[layers.index(dense[-1]) :]):
-        raise ModelError("this network does not end with a dense layer, so its head cannot be told from its backbone")
+        raise ModelError("this network does not end with a dense layer, so head and backbone cannot be distinguished")
     return dense[-1]
 
 
 def replace_head(network: nn.Module, classes: int) -> None:
-    """Give a classifier a new last layer, for `classes` classes.
+    """Replace the last layer of a classifier with an untrained one for `classes` classes.
 
     Raises:
-        ModelError: as `head_of`.
+        ModelError: the network does not end with a dense layer.
     """
     name, old = head_of(network)
     new = nn.Linear(old.in_features, classes)
@@ -260,8 +267,8 @@ def replace_head(network: nn.Module, classes: int) -> None:
     network.set_submodule(name, new)
 
 
-def _initialised(network: nn.Module) -> nn.Module:
-    """He's weights where a ReLU follows (He et al. 2015), Glorot's for the last layer (Glorot and Bengio 2010)."""
+def _initialise(network: nn.Module) -> nn.Module:
+    """Initialise layers before a ReLU as He et al. 2015, the last layer as Glorot and Bengio 2010."""
     _, head = head_of(network)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -275,6 +282,6 @@ def _initialised(network: nn.Module) -> nn.Module:
 
 
 def torchvision_models() -> list[str]:
-    """The names of torchvision's classifiers."""
+    """Return the names of torchvision's classifiers."""
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names

@@ -14,11 +14,11 @@ from training.settings import TrainSettings
 
 
 def build_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.Optimizer:
-    """The optimiser over four groups at most: head and backbone, each with and without weight decay.
+    """Return the optimiser, with up to four parameter groups: head and backbone, each with and without weight decay.
 
-    Biases and the weights of norms are not decayed: they have one dimension, as no weight of a layer has. The
-    backbone's learning rate is a share of the head's where the run starts from published weights. `fused` steps in one
-    pass over the weights, on CPUs too, where it is not torch's default.
+    Biases and norm weights, which have one dimension, are not decayed. In a run from published weights, the backbone's
+    learning rate is `backbone_rate` times the head's. `fused` updates all weights in one pass; it is not torch's default
+    on CPUs.
     """
     head = {id(parameter) for parameter in model.head_parameters()} if settings.pretrained else None
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -40,25 +40,28 @@ def build_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.O
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps_per_epoch: int) -> LRScheduler:
-    """The learning rate as a function of the step, of which there are `epochs * steps_per_epoch`."""
+    """Return the learning-rate schedule over `epochs * steps_per_epoch` steps."""
     steps = settings.epochs * steps_per_epoch
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), steps - 1)
     match settings.schedule:
         case "onecycle":
-            # The schedule counts one step more than it takes, so that the last one is not wasted on a rate of zero.
+            # With one step more than the run has, the last step has a learning rate above zero.
             rates = [group["lr"] for group in optimizer.param_groups]
             return OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=max(warmup, 2) / (steps + 1))
         case "cosine":
-            shape = cosine(warmup, steps)
+            shape = cosine_decay(warmup, steps)
         case "step":
-            shape = stairs(settings.step_epochs * steps_per_epoch)
+            shape = step_decay(settings.step_epochs * steps_per_epoch)
         case "constant":
-            shape = stairs(steps + 1)
+            shape = step_decay(steps + 1)
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup)) * shape(step))
 
 
-def cosine(start: int, end: int) -> Callable[[int], float]:
-    """1 until step `start`, then half a cosine to 0 at step `end` (Loshchilov and Hutter 2017)."""
+def cosine_decay(start: int, end: int) -> Callable[[int], float]:
+    """Return a factor that is 1 until step `start`, then falls along half a cosine to 0 at step `end`.
+
+    Loshchilov and Hutter 2017.
+    """
 
     def factor(step: int) -> float:
         progress = (step - start) / max(1, end - start)
@@ -67,8 +70,8 @@ def cosine(start: int, end: int) -> Callable[[int], float]:
     return factor
 
 
-def stairs(steps: int) -> Callable[[int], float]:
-    """A tenth of it after every `steps` steps."""
+def step_decay(steps: int) -> Callable[[int], float]:
+    """Return a factor that starts at 1 and is divided by 10 after every `steps` steps."""
 
     def factor(step: int) -> float:
         return float(0.1 ** (step // steps))
@@ -77,9 +80,10 @@ def stairs(steps: int) -> Callable[[int], float]:
 
 
 def moving_average(model: Classifier, decay: float) -> AveragedModel:
-    """A copy of `model` whose weights and statistics follow it: new = d * old + (1 - d) * model after each step, where d
-    grows to `decay` as (1 + n) / (10 + n), so that the random start is forgotten (as in TensorFlow's
-    ExponentialMovingAverage).
+    """Return an exponential moving average of `model`'s weights and batch-norm statistics.
+
+    After update n: average = d * average + (1 - d) * model, with d = min(decay, (1 + n) / (10 + n)). The smaller d at the
+    start reduces the influence of the random initial weights (as in TensorFlow's ExponentialMovingAverage).
     """
 
     def update(averages: Any, currents: Any, number: Tensor | int) -> None:
@@ -94,5 +98,5 @@ def _lerp(averages: Iterable[Tensor], currents: Iterable[Tensor], weight: float)
     for average, current in zip(averages, currents, strict=True):
         if average.is_floating_point():
             average.lerp_(current, weight)
-        else:  # a count of batches
+        else:  # number of batches seen
             average.copy_(current)

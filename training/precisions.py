@@ -1,10 +1,10 @@
-"""The model in lower precisions: fp16 and bf16 weights, and int8 by onnxruntime's post-training quantisation.
+"""The model in lower precisions: fp16 and bf16, and int8 by onnxruntime's post-training quantisation.
 
-`int8`          weights per channel and activations per tensor, as QuantizeLinear/DequantizeLinear pairs around each layer
-                (QDQ); the ranges of the activations are those seen on calibration images of the training data.
-`int8-dynamic`  weights of the dense layers; the ranges of their inputs are found in every request.
+`int8`          static: weights per channel, activations per tensor, as QuantizeLinear/DequantizeLinear pairs around each
+                layer (QDQ). The ranges of the activations come from calibration images of the training data.
+`int8-dynamic`  weights of the dense layers; the ranges of the activations are computed per request.
 
-Normalisation and softmax stay in fp32, and so does the signature: uint8 pixels in, float32 probabilities out.
+Normalisation and softmax stay in fp32. The signature does not change: uint8 pixels in, float32 probabilities out.
 https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 """
 
@@ -41,12 +41,12 @@ class _Cast(nn.Module):
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` in the precision of the network behind it."""
+        """Return `x` as `dtype`."""
         return x.to(self.dtype)
 
 
-def in_half_precision(servable: Servable, dtype: torch.dtype) -> Servable:
-    """A copy whose network computes in `dtype` (float16 or bfloat16)."""
+def to_half_precision(servable: Servable, dtype: torch.dtype) -> Servable:
+    """Return a copy whose network computes in `dtype`, float16 or bfloat16."""
     halved = copy.deepcopy(servable)
     halved.classifier.network = nn.Sequential(_Cast(dtype), halved.classifier.network.to(dtype))
     return halved.eval()
@@ -54,58 +54,58 @@ def in_half_precision(servable: Servable, dtype: torch.dtype) -> Servable:
 
 def quantise(source: Path, target: Path, calibration: Pixels) -> None:
     """Write the static int8 version of an fp32 ONNX file; `calibration` is uint8 `[N, 3, H, W]`."""
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet_logging():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        model = _without_derived_shapes(prepared)
+        model = _load_without_shapes(prepared)
         quantize_static(
             model,
             str(target),
-            _Images(calibration),
+            _CalibrationImages(calibration),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            # Logits and probabilities keep their 32 bits: 256 levels are too few to tell likely from certain.
+            # Logits and probabilities stay in fp32: 256 levels are too few for high probabilities.
             nodes_to_exclude=[node.name for node in model.graph.node if node.op_type == "Softmax"],
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
-    _keep_signature(source, target)
+    _check_and_clean(source, target)
 
 
 def quantise_dynamic(source: Path, target: Path) -> None:
     """Write the dynamic int8 version of an fp32 ONNX file."""
-    with _quiet():
+    with _quiet_logging():
         quantize_dynamic(
-            _without_derived_shapes(source),
+            _load_without_shapes(source),
             str(target),
             op_types_to_quantize=["Gemm", "MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
-    _keep_signature(source, target)
+    _check_and_clean(source, target)
 
 
-class _Images(CalibrationDataReader):  # type: ignore[misc]
+class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, pixels: Pixels) -> None:
         self._batches = iter([pixels[i : i + CALIBRATION_BATCH] for i in range(0, len(pixels), CALIBRATION_BATCH)])
 
     def get_next(self) -> dict[str, Pixels] | None:
-        """The next batch, by the name of the input."""
+        """Return the next batch by the input's name, or None at the end, as onnxruntime expects."""
         batch = next(self._batches, None)
         return None if batch is None else {"image": batch}
 
 
-def _without_derived_shapes(path: Path) -> onnx.ModelProto:
-    """The quantisers rewrite nodes and keep the old nodes' shapes, at which shape inference then stumbles."""
+def _load_without_shapes(path: Path) -> onnx.ModelProto:
+    """Load a model without intermediate shapes: the quantisers keep outdated ones, and shape inference then fails."""
     model = onnx.load(path)
     model.graph.ClearField("value_info")
     return model
 
 
-def _keep_signature(source: Path, target: Path) -> None:
-    """Check the file, and remove what the quantiser noted about this machine."""
+def _check_and_clean(source: Path, target: Path) -> None:
+    """Check the signature, and remove metadata with this machine's paths."""
     model = onnx.load(target)
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -115,8 +115,8 @@ def _keep_signature(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantisers advise on the root logger."""
+def _quiet_logging() -> Iterator[None]:
+    """Silence the quantisers, which log advice on the root logger."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

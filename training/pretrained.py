@@ -1,19 +1,20 @@
-"""Published weights (see ``weights``) -> bundle, without training."""
+"""Published weights -> bundle, without training."""
 
+import io
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+from PIL import Image
 
 from bundle.manifest import ImageInput, Origin
-from bundle.preprocess import preprocess
+from bundle.preprocess import Pixels, preprocess
 from bundle.store import BUNDLES, Bundle
-from training.export import Exportable, ExportOptions, Say, export_bundle
+from training.export import Exportable, ExportOptions, Log, export_bundle
 from training.models import Classifier, Servable
-from training.weights import published
+from training.weights import load_published
 
-# Photographs that lie in the wheels of scikit-image and scikit-learn: real images of several sizes, formats and
-# modes.
+# Photographs in the wheels of scikit-image and scikit-learn, in several sizes, formats and modes.
 _SKIMAGE_IMAGES: Final = (
     "coffee.png",
     "chelsea.png",
@@ -31,17 +32,17 @@ def import_model(
     name: str,
     root: Path = BUNDLES,
     version: int | None = None,
-    say: Say = print,
-    wanted: ExportOptions | None = None,
+    log: Log = print,
+    options: ExportOptions | None = None,
 ) -> Bundle:
-    """A bundle of the published model `name`.
+    """Write a bundle of the published model `name`.
 
     Raises:
         ModelError: unknown name, or the weights cannot be downloaded.
-        ExportError, BundleError: as `export.export_bundle`.
+        ExportError, BundleError: see `export.export_bundle`.
     """
-    model = published(name, say)
-    say(f"weights: {model.source}")
+    model = load_published(name, log)
+    log(f"weights: {model.source}")
     images = photographs()
     exportable = Exportable(
         servable=Servable(Classifier(model.network, model.mean, model.std)),
@@ -51,13 +52,13 @@ def import_model(
         origin=Origin(kind="imported", source=model.source, architecture=name, dataset="imagenet-1k"),
         golden=images,
         sample=crops(images, model.input, seed=0),
-        calibration=crops(images, model.input, seed=1, of_each=24),
+        calibration=crops(images, model.input, seed=1, per_image=24),
     )
-    return export_bundle(exportable, root, version, say, wanted)
+    return export_bundle(exportable, root, version, log, options)
 
 
 def photographs() -> list[tuple[str, bytes]]:
-    """The photographs in the wheels: names and encoded bytes."""
+    """Return names and encoded bytes of the photographs."""
     import skimage
     import sklearn.datasets
 
@@ -67,19 +68,13 @@ def photographs() -> list[tuple[str, bytes]]:
     return [(path.name, path.read_bytes()) for path in paths]
 
 
-def crops(
-    images: list[tuple[str, bytes]], spec: ImageInput, seed: int, of_each: int = 8
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Images seen at several places and sizes: uint8 `[N, 3, H, W]`."""
-    import io
-
-    from PIL import Image
-
+def crops(images: list[tuple[str, bytes]], spec: ImageInput, seed: int, per_image: int = 8) -> Pixels:
+    """Return random square crops of the images, preprocessed: uint8 `[N, 3, H, W]`."""
     random = np.random.default_rng(seed)
     crops = []
     for _, data in images:
         image = Image.open(io.BytesIO(data)).convert("RGB")
-        for _ in range(of_each):
+        for _ in range(per_image):
             side = int(min(image.size) * random.uniform(0.4, 1))
             left, top = (int(random.integers(0, length - side + 1)) for length in image.size)
             buffer = io.BytesIO()

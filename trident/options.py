@@ -7,16 +7,16 @@ import typer
 
 BUNDLES: Final = Path("artifacts/bundles")
 
-BundlesOption = Annotated[Path, typer.Option("--bundles", help="Folder of bundles.")]
-VersionOption = Annotated[int | None, typer.Option(min=1, help="The bundle's version; default: the next one.")]
+BundlesOption = Annotated[Path, typer.Option("--bundles", help="Folder of the bundles.")]
+VersionOption = Annotated[int | None, typer.Option(min=1, help="Version of the bundle; default: the next one.")]
 PrecisionsOption = Annotated[
-    str, typer.Option(help="Also fp16, bf16, int8, int8-dynamic (with commas), or all; fp32 is always there.")
+    str, typer.Option(help="fp16, bf16, int8, int8-dynamic (separated by commas), or all; always includes fp32.")
 ]
-EdgeOption = Annotated[bool, typer.Option("--edge", help="Also onnxruntime's mobile format (.ort).")]
+EdgeOption = Annotated[bool, typer.Option("--edge", help="Also write onnxruntime's mobile format (.ort).")]
 DropOption = Annotated[
     float,
     typer.Option(
-        min=0, max=1, help="Refuse a lower precision that loses more accuracy (of imported weights: top-1 agreement)."
+        min=0, max=1, help="Largest accuracy drop of a lower precision (imported weights: drop in top-1 agreement)."
     ),
 ]
 SERVERS_HELP: Final = "fastapi, torchserve, triton (with commas), or all."

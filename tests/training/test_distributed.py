@@ -1,4 +1,4 @@
-"""Several processes by torchrun: they learn what one learns, on one node or two, and go on after one of them is killed."""
+"""Training with torchrun: several processes give the result of one, on one or two nodes, also if one is killed."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from tests.training.test_resume import last_weights, numbers, same
+from tests.training.test_resume import equal, last_tensors, logged_values
 from tests.workplace import trident
 from training.checkpoint import load_checkpoint, state_files
 
@@ -23,15 +23,15 @@ TRAINING += ["--batch-size", "96", "--checkpoint-steps", "3", "--device", "cpu",
 
 
 def torchrun(cwd: Path, run_dir: str, *flags: str) -> subprocess.Popen[str]:
-    """An agent with its processes, one thread each; what it says is in `run_dir`.log."""
+    """Start an agent with its processes, one thread each; their output goes to `run_dir`.log."""
     command = [sys.executable, "-m", "torch.distributed.run", *flags, *TRAINING, "--run-dir", run_dir]
     with (cwd / f"{run_dir}.log").open("a") as log:
-        # Without the second, processes that are started anew find the addresses of the dead in the agent's store.
+        # Without the second variable, restarted processes find the addresses of killed ones in the agent's store.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         return subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
 
 
-def ended_well(agent: subprocess.Popen[str], log: Path) -> None:
+def wait_for_success(agent: subprocess.Popen[str], log: Path) -> None:
     try:
         assert agent.wait(timeout=300) == 0, log.read_text()
     finally:
@@ -43,43 +43,43 @@ def ended_well(agent: subprocess.Popen[str], log: Path) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two processes on one node."""
     folder = tmp_path_factory.mktemp("two")
-    ended_well(torchrun(folder, "run", "--standalone", "--nproc-per-node", "2"), folder / "run.log")
-    assert (folder / "run.log").read_text().count("test accuracy") == 1  # one of them speaks
+    wait_for_success(torchrun(folder, "run", "--standalone", "--nproc-per-node", "2"), folder / "run.log")
+    assert (folder / "run.log").read_text().count("test accuracy") == 1  # only the leader writes output
     return folder / "run"
 
 
-def test_two_processes_learn_what_one_learns(two: Path, tmp_path: Path) -> None:
-    """The same global batches, so the same gradients but for the order of floating-point sums."""
+def test_two_processes_give_the_result_of_one(two: Path, tmp_path: Path) -> None:
+    """The global batches are the same, so gradients differ only by the order of floating-point sums."""
     trident(*TRAINING[2:-1], "--run-dir", "one", cwd=tmp_path, check=True)
     one, both = (load_checkpoint(folder / "best.pt") for folder in (tmp_path / "one", two))
     for name in one.weights:
         assert torch.allclose(one.weights[name], both.weights[name], atol=2e-4), name
-    for first, second in zip(numbers(tmp_path / "one"), numbers(two), strict=True):
+    for first, second in zip(logged_values(tmp_path / "one"), logged_values(two), strict=True):
         assert first == pytest.approx(second, abs=2e-3)
     assert one.test_accuracy == pytest.approx(both.test_accuracy, abs=0.01)
 
 
-def test_a_killed_process_is_restarted_and_the_run_ends_as_if_nothing_had_been(two: Path, tmp_path: Path) -> None:
+def test_a_killed_process_is_restarted_without_changing_the_result(two: Path, tmp_path: Path) -> None:
     agent = torchrun(tmp_path, "run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
     while not state_files(tmp_path / "run" / "checkpoints"):
         assert agent.poll() is None, (tmp_path / "run.log").read_text()
         time.sleep(0.002)
     for worker in psutil.Process(agent.pid).children():
-        if worker.environ().get("RANK") == "0":  # who writes the checkpoints
+        if worker.environ().get("RANK") == "0":  # the process that writes the checkpoints
             worker.send_signal(signal.SIGKILL)
-    ended_well(agent, tmp_path / "run.log")
+    wait_for_success(agent, tmp_path / "run.log")
     assert "resumed run after step" in (tmp_path / "run.log").read_text()
-    assert same(last_weights(tmp_path / "run"), last_weights(two))
-    assert numbers(tmp_path / "run") == numbers(two)
+    assert equal(last_tensors(tmp_path / "run"), last_tensors(two))
+    assert logged_values(tmp_path / "run") == logged_values(two)
 
 
-def test_two_nodes_learn_what_two_processes_of_one_learn(two: Path, tmp_path: Path) -> None:
-    """Two agents that meet at a port, as on two machines that share a disk."""
+def test_two_nodes_give_the_result_of_two_processes_on_one(two: Path, tmp_path: Path) -> None:
+    """Two agents that connect through a port, as on two machines with a shared disk."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        meeting = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting]
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
     nodes = [torchrun(tmp_path, "run", *flags, "--local-addr", "127.0.0.1") for _ in range(2)]
     for node in nodes:
-        ended_well(node, tmp_path / "run.log")
-    assert same(last_weights(tmp_path / "run"), last_weights(two))
-    assert numbers(tmp_path / "run") == numbers(two)
+        wait_for_success(node, tmp_path / "run.log")
+    assert equal(last_tensors(tmp_path / "run"), last_tensors(two))
+    assert logged_values(tmp_path / "run") == logged_values(two)

@@ -1,3 +1,5 @@
+"""Bundles: signature, manifest, golden images, and the comparison with eager PyTorch."""
+
 import json
 import zipfile
 from pathlib import Path
@@ -14,7 +16,7 @@ from tests.images import encoded, gradient
 from training.datasets import load_dataset
 from training.errors import ExportError
 from training.export import Exportable, export_bundle
-from training.golden import golden_inputs
+from training.golden import choose_golden_inputs
 from training.models import Classifier, Servable
 from training.settings import TrainSettings
 
@@ -22,16 +24,16 @@ from training.settings import TrainSettings
 class Tiny(nn.Module):
     """Three classes: the mean of each channel, scaled."""
 
-    def __init__(self, trained_at: float = 1.0) -> None:
+    def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
-        self.scale = trained_at
+        self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)) * self.scale
 
 
-class OffWhenTraced(Tiny):
-    """A model whose exported form is wrong: tracing freezes a branch that eager execution would not take."""
+class DifferentWhenTraced(Tiny):
+    """A model whose exported form is wrong: tracing takes a branch that eager execution does not."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
@@ -54,11 +56,11 @@ def exportable(network: nn.Module) -> Exportable:
     )
 
 
-def quiet(_: str) -> None:
-    """Say nothing."""
+def no_log(_: str) -> None:
+    """Discard the line."""
 
 
-def test_the_signature_is_the_contract(digits: Bundle) -> None:
+def test_the_onnx_file_has_the_signature_of_the_manifest(digits: Bundle) -> None:
     graph = onnx.load(digits.file(digits.artefact("onnx"))).graph
     (image,), (probabilities,) = graph.input, graph.output
     assert (image.name, probabilities.name) == ("image", "probabilities")
@@ -68,7 +70,7 @@ def test_the_signature_is_the_contract(digits: Bundle) -> None:
     assert axes == ["batch", 3, 32, 32]
 
 
-def test_the_onnx_file_is_self_contained_and_tells_nothing_of_this_machine(digits: Bundle) -> None:
+def test_the_files_are_self_contained_and_have_no_paths_of_this_machine(digits: Bundle) -> None:
     path = digits.file(digits.artefact("onnx"))
     onnx.checker.check_model(path)
     assert {entry.name for entry in digits.path.iterdir()} == {
@@ -84,7 +86,7 @@ def test_the_onnx_file_is_self_contained_and_tells_nothing_of_this_machine(digit
         assert not any(here in archive.read(name) for name in archive.namelist())
 
 
-def test_the_manifest_tells_how_it_was_compared(digits: Bundle) -> None:
+def test_the_manifest_records_the_comparison(digits: Bundle) -> None:
     manifest = json.loads((digits.path / "manifest.json").read_text())
     for artefact in manifest["artefacts"]:
         assert artefact["max_abs_difference"] <= 1e-5
@@ -95,12 +97,12 @@ def test_the_manifest_tells_how_it_was_compared(digits: Bundle) -> None:
     assert {"torch", "onnx", "onnxruntime", "python"} <= manifest["versions"].keys()
 
 
-def test_golden_inputs_show_every_class(digits: Bundle) -> None:
+def test_a_bundle_has_16_golden_inputs(digits: Bundle) -> None:
     assert len(digits.golden_inputs()) == 16
 
 
 def image_names(tmp_path: Path, per_class: dict[str, int]) -> list[str]:
-    """The golden images of a folder that has so many `train`, `val` and `test` images of each of two classes."""
+    """Return the names of the golden images of a folder with two classes and `per_class` images of each per split."""
     for split, count in per_class.items():
         for label in ("a", "b"):
             folder = tmp_path / split / label
@@ -108,35 +110,35 @@ def image_names(tmp_path: Path, per_class: dict[str, int]) -> list[str]:
             for i in range(count):
                 (folder / f"{i}.png").write_bytes(encoded(gradient(9 + i, 9 + len(split))))
     dataset = load_dataset(TrainSettings(data="folder", data_dir=tmp_path, image_size=8))
-    golden = golden_inputs(dataset.splits, dataset.labels)
-    assert golden == golden_inputs(dataset.splits, dataset.labels)
+    golden = choose_golden_inputs(dataset.splits, dataset.labels)
+    assert golden == choose_golden_inputs(dataset.splits, dataset.labels)
     return [name for name, _ in golden]
 
 
 def test_golden_inputs_of_few_test_images(tmp_path: Path) -> None:
-    """Of others as many as a bundle needs, and their names say so."""
+    """Images of other splits are added up to the minimum, and their names end with the split."""
     enough = image_names(tmp_path / "enough", {"train": 9, "val": 5, "test": 5})
     assert enough == [f"{i:02d}.png" for i in range(10)]
-    val_too = image_names(tmp_path / "val", {"train": 9, "val": 5, "test": 2})
-    assert val_too == ["00.png", "01.png", "02.png", "03.png", *(f"{i:02d}-val.png" for i in range(4, 8))]
-    train_too = image_names(tmp_path / "train", {"train": 9, "val": 1, "test": 1})
-    assert train_too == ["00.png", "01.png", "02-val.png", "03-val.png", *(f"{i:02d}-train.png" for i in range(4, 8))]
+    with_val = image_names(tmp_path / "val", {"train": 9, "val": 5, "test": 2})
+    assert with_val == ["00.png", "01.png", "02.png", "03.png", *(f"{i:02d}-val.png" for i in range(4, 8))]
+    with_train = image_names(tmp_path / "train", {"train": 9, "val": 1, "test": 1})
+    assert with_train == ["00.png", "01.png", "02-val.png", "03-val.png", *(f"{i:02d}-train.png" for i in range(4, 8))]
     with pytest.raises(ExportError, match="has 6 images; a bundle needs at least 8"):
         image_names(tmp_path / "none", {"train": 1, "val": 1, "test": 1})
 
 
-def test_versions_count_up(tmp_path: Path) -> None:
-    names = [export_bundle(exportable(Tiny()), tmp_path, say=quiet).name for _ in range(2)]
+def test_versions_are_numbered_consecutively(tmp_path: Path) -> None:
+    names = [export_bundle(exportable(Tiny()), tmp_path, log=no_log).name for _ in range(2)]
     assert names == ["tiny:1", "tiny:2"]
 
 
 def test_a_file_that_disagrees_with_pytorch_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"model\.pt differs from PyTorch.*no bundle was written"):
-        export_bundle(exportable(OffWhenTraced()), tmp_path, say=quiet)
+        export_bundle(exportable(DifferentWhenTraced()), tmp_path, log=no_log)
     assert list_bundles(tmp_path) == []
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_nan_is_no_agreement(tmp_path: Path) -> None:
+def test_nan_is_a_difference(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="differs"):
-        export_bundle(exportable(Tiny(float("nan"))), tmp_path, say=quiet)
+        export_bundle(exportable(Tiny(float("nan"))), tmp_path, log=no_log)

@@ -1,3 +1,5 @@
+"""Data sets, batches, models and whole runs."""
+
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +16,7 @@ from training.checkpoint import load_checkpoint
 from training.datasets import FileSplit, load_dataset
 from training.distributed import Processes
 from training.errors import CheckpointError, DataError, ModelError
-from training.loading import EpochBatches, augmentation, mixed_seed, training_loader
+from training.loading import EpochBatches, augmentation, derive_seed, training_loader
 from training.models import Classifier, Servable, build_network
 from training.settings import TrainSettings
 
@@ -28,13 +30,13 @@ def test_digits_are_split_without_overlap() -> None:
         assert set(split.labels) == set(range(10))
 
 
-def test_training_sees_what_serving_sees() -> None:
+def test_training_and_serving_see_the_same_pixels() -> None:
     split = load_dataset(TrainSettings()).val
     spec = load_dataset(TrainSettings()).input
     assert np.array_equal(split.pixels(3), preprocess(split.encoded(3), spec))
 
 
-def test_fingerprint_follows_the_data() -> None:
+def test_the_fingerprint_depends_on_the_data() -> None:
     assert load_dataset(TrainSettings()).fingerprint == load_dataset(TrainSettings()).fingerprint
     assert load_dataset(TrainSettings()).fingerprint != load_dataset(TrainSettings(image_size=16)).fingerprint
 
@@ -78,24 +80,24 @@ def test_every_epoch_has_another_order() -> None:
     assert first != second
 
 
-def test_a_step_sees_the_same_images_however_it_is_shared() -> None:
+def test_a_step_sees_the_same_images_for_any_number_of_shares() -> None:
     whole = order(EpochBatches(150, 32, seed=1), 0)
     for parts, count in ((1, 2), (4, 1), (2, 3)):
-        of_each = [order(EpochBatches(150, 32, 1, parts, Processes(rank, count)), 0) for rank in range(count)]
+        by_process = [order(EpochBatches(150, 32, 1, parts, Processes(rank, count)), 0) for rank in range(count)]
         for step, batch in enumerate(whole):
-            shares = [share for of_one in of_each for share in of_one[step * parts : (step + 1) * parts]]
+            shares = [share for batches in by_process for share in batches[step * parts : (step + 1) * parts]]
             assert sorted(i for share in shares for i in share) == sorted(batch)
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_an_epoch_can_be_entered_in_the_middle() -> None:
+def test_an_epoch_can_start_in_the_middle() -> None:
     batches = EpochBatches(150, 32, seed=1)
     whole = order(batches, 3)
     batches.first_step = 2
     assert order(batches, 3) == whole[2:]
 
 
-def test_no_share_is_left_with_less_than_two_images() -> None:
+def test_every_share_has_at_least_two_images() -> None:
     assert [len(batch) for batch in order(EpochBatches(65, 32, seed=0), 0)] == [32, 32]
     assert [len(batch) for batch in order(EpochBatches(66, 32, seed=0), 0)] == [32, 32, 2]
     assert [len(batch) for batch in order(EpochBatches(7, 32, seed=0), 0)] == [7]
@@ -104,7 +106,7 @@ def test_no_share_is_left_with_less_than_two_images() -> None:
 
 
 def test_seeds_are_mixed() -> None:
-    seeds = {mixed_seed(a, b) for a in range(30) for b in range(30)}
+    seeds = {derive_seed(a, b) for a in range(30) for b in range(30)}
     assert len(seeds) == 900
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -113,7 +115,7 @@ def test_seeds_are_mixed() -> None:
     "name",
     ["mlp", "simple_cnn", "resnet", "resnet9", "efficientnet_lite0", "resnet18", "mobilenet_v3_small", "googlenet"],
 )
-def test_models_fit_the_classes(name: str) -> None:
+def test_models_return_one_probability_per_class(name: str) -> None:
     servable = Servable(Classifier(build_network(name, 7, 64), (0.5,) * 3, (0.25,) * 3))
     with torch.inference_mode():
         probabilities = servable(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
@@ -135,13 +137,13 @@ def test_early_stopping(tmp_path: Path) -> None:
     assert load_checkpoint(result.checkpoint).epoch == best["epoch"] == result.best_epoch
 
 
-def test_a_checkpoint_is_no_pickle_of_objects(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_pickled_objects_is_rejected(checkpoint: Path, tmp_path: Path) -> None:
     assert load_checkpoint(checkpoint).settings.data == "digits"
-    evil = tmp_path / "evil.pt"
-    torch.save({"schema": 2, "settings": Path("x")}, evil)
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
-        load_checkpoint(evil)
-    with pytest.raises(CheckpointError, match="is not there"):
+    pickled = tmp_path / "pickled.pt"
+    torch.save({"schema": 2, "settings": Path("x")}, pickled)
+    with pytest.raises(CheckpointError, match="not a Trident checkpoint"):
+        load_checkpoint(pickled)
+    with pytest.raises(CheckpointError, match="does not exist"):
         load_checkpoint(tmp_path / "none.pt")
 
 
@@ -158,7 +160,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_of_images_is_split_and_learnt(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_images_is_split_and_learned(folder: Path, tmp_path: Path) -> None:
     dataset = load_dataset(TrainSettings(data="folder", data_dir=folder, image_size=32))
     assert dataset.labels == ("blue", "red")
     assert {name: len(split.labels) for name, split in dataset.splits.items()} == {"train": 32, "val": 4, "test": 4}
@@ -168,7 +170,7 @@ def test_a_folder_of_images_is_split_and_learnt(folder: Path, tmp_path: Path) ->
     assert result.test_accuracy == 1
 
 
-def test_a_folder_that_is_split_already(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_splits(folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "split"
     for split in ("train", "val"):
         for label in ("red", "blue"):
@@ -179,19 +181,19 @@ def test_a_folder_that_is_split_already(folder: Path, tmp_path: Path) -> None:
     assert all(path.is_relative_to(root / "val") for path in dataset.test.paths)
 
 
-def test_unusable_folders_say_why(tmp_path: Path) -> None:
+def test_errors_explain_why_a_folder_is_unusable(tmp_path: Path) -> None:
     def load(path: Path | None) -> None:
         load_dataset(TrainSettings(data="folder", data_dir=path))
 
     with pytest.raises(DataError, match="--data-dir"):
         load(None)
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         load(tmp_path / "none")
     (tmp_path / "only").mkdir()
     with pytest.raises(DataError, match="at least two folders"):
         load(tmp_path)
     (tmp_path / "second").mkdir()
-    with pytest.raises(DataError, match="no images below"):
+    with pytest.raises(DataError, match="no images in"):
         load(tmp_path)
     for label in ("only", "second"):
         (tmp_path / label / "one.png").write_bytes(encoded(gradient()))
@@ -204,7 +206,7 @@ def test_unusable_folders_say_why(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_cifar10_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cifar10_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network")
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 from an archive in its own format; the loader's tuning; what a run tells of its data."""
+"""CIFAR-10 from an archive in its original format, tuning of the data loader, and the description of a data set."""
 
 import hashlib
 import pickle
@@ -13,7 +13,7 @@ from torchvision.datasets import CIFAR10
 from tests.training.training_runs import train_digits
 from training.datasets import load_dataset
 from training.errors import DataError
-from training.settings import chosen_settings
+from training.settings import resolve_settings
 from training.tune_loader import LoaderSpeed, fastest, measure_loaders
 from trident.console.training import show_dataset
 
@@ -52,7 +52,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_cifar10_from_its_archive(archive: Path) -> None:
-    dataset = load_dataset(chosen_settings({"data": "cifar10", "data_dir": archive}))
+    dataset = load_dataset(resolve_settings({"data": "cifar10", "data_dir": archive}))
     assert list(dataset.labels) == LABELS
     assert {name: len(split.labels) for name, split in dataset.splits.items()} == {"train": 180, "val": 20, "test": 40}
     assert set(np.bincount(dataset.val.labels)) == {2}
@@ -61,15 +61,15 @@ def test_cifar10_from_its_archive(archive: Path) -> None:
     assert np.array_equal(dataset.test.pixels(0), first)
 
 
-def test_cifar10_that_was_damaged_is_not_taken(archive: Path) -> None:
+def test_a_damaged_cifar10_archive_is_rejected(archive: Path) -> None:
     path = archive / "cifar-10-python.tar.gz"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match="CIFAR-10 is not below"):
-        load_dataset(chosen_settings({"data": "cifar10", "data_dir": archive}))
+    with pytest.raises(DataError, match="CIFAR-10 is not in"):
+        load_dataset(resolve_settings({"data": "cifar10", "data_dir": archive}))
 
 
 def test_the_recipe_for_cifar10_trains(archive: Path, tmp_path: Path) -> None:
-    settings = chosen_settings({"data": "cifar10", "data_dir": archive, "epochs": 2, "batch_size": 60})
+    settings = resolve_settings({"data": "cifar10", "data_dir": archive, "epochs": 2, "batch_size": 60})
     assert (settings.model, settings.optimizer, settings.schedule) == ("resnet9", "sgd", "onecycle")
     result = train_digits(tmp_path / "run", **settings.model_dump(exclude={"model"}), model="resnet")
     assert result.epochs == 2
@@ -78,28 +78,28 @@ def test_the_recipe_for_cifar10_trains(archive: Path, tmp_path: Path) -> None:
 def test_augmentation_moves_and_mirrors_cifar10(archive: Path) -> None:
     from training.loading import EpochBatches, augmentation, training_loader
 
-    dataset = load_dataset(chosen_settings({"data": "cifar10", "data_dir": archive}))
+    dataset = load_dataset(resolve_settings({"data": "cifar10", "data_dir": archive}))
     batches = EpochBatches(180, 180, seed=0)
     images, _ = next(iter(training_loader(dataset.train, augmentation("cifar10", dataset.input), batches)))
     rows = [index for _, index in next(iter(batches))]
-    plain = torch.stack([torch.from_numpy(dataset.train.pixels(row)) for row in rows])
-    assert images.shape == plain.shape == (180, 3, 32, 32)
-    changed = [not torch.equal(one, other) for one, other in zip(images, plain, strict=True)]
+    original = torch.stack([torch.from_numpy(dataset.train.pixels(row)) for row in rows])
+    assert images.shape == original.shape == (180, 3, 32, 32)
+    changed = [not torch.equal(one, other) for one, other in zip(images, original, strict=True)]
     assert np.mean(changed) > 0.9
-    assert (images == 0).any(dim=1).float().mean() > (plain == 0).all(dim=1).float().mean()  # padding came in
+    assert (images == 0).any(dim=1).float().mean() > (original == 0).all(dim=1).float().mean()  # padding
 
 
-def test_loaders_are_measured_and_the_simplest_good_one_is_taken() -> None:
-    settings = chosen_settings({"image_size": 8})
+def test_the_cheapest_of_the_fast_loaders_is_used() -> None:
+    settings = resolve_settings({"image_size": 8})
     measured = list(measure_loaders(settings, load_dataset(settings), seconds=0.05))
     assert measured[0].workers == 0
     assert all(speed.images_per_s > 0 for speed in measured)
-    assert fastest([LoaderSpeed(0, 0, 98), LoaderSpeed(1, 2, 70), LoaderSpeed(2, 2, 100)]).workers == 0
-    assert fastest([LoaderSpeed(0, 0, 50), LoaderSpeed(1, 2, 70), LoaderSpeed(2, 2, 100)]).workers == 2
+    assert fastest([LoaderSpeed(0, None, 98), LoaderSpeed(1, 2, 70), LoaderSpeed(2, 2, 100)]).workers == 0
+    assert fastest([LoaderSpeed(0, None, 50), LoaderSpeed(1, 2, 70), LoaderSpeed(2, 2, 100)]).workers == 2
 
 
 def test_the_balance_of_the_classes_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    show_dataset(load_dataset(chosen_settings({})))
-    said = capsys.readouterr().out
-    assert "train 1259, val 179, test 359" in said
-    assert "122 (8) to 128 (1) images per class" in " ".join(said.split())
+    show_dataset(load_dataset(resolve_settings({})))
+    output = capsys.readouterr().out
+    assert "train 1259, val 179, test 359" in output
+    assert "122 (8) to 128 (1) images per class" in " ".join(output.split())

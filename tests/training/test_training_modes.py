@@ -1,4 +1,4 @@
-"""bf16, channels_last, torch.compile and fp16's scaler: that they are really used, and still learn."""
+"""bf16, channels_last, torch.compile and the gradient scaler take effect, and the model still learns."""
 
 import shutil
 from pathlib import Path
@@ -8,50 +8,51 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.training_runs import Silent, train_digits
+from tests.training.training_runs import SilentProgress, train_digits
 from training.checkpoint import load_checkpoint
 from training.datasets import load_dataset
+from training.progress import RunResult
 from training.run import run_training
 from training.settings import TrainSettings
-from training.trainer import RunResult, Trainer
+from training.trainer import Trainer
 
 SMALL: dict[str, Any] = {"image_size": 8, "epochs": 2, "batch_size": 128, "learning_rate": 0.005}
 
 
-def watched(folder: Path, **options: Any) -> tuple[Trainer, list[Tensor], RunResult]:
-    """A short run: its trainer, what the first convolution got and gave in training, and its result."""
+def train_observed(folder: Path, **options: Any) -> tuple[Trainer, list[Tensor], RunResult]:
+    """Do a short run; return its trainer, the first convolution's inputs and outputs in training, and its result."""
     torch.set_num_threads(1)
     settings = TrainSettings(**SMALL | options)
     trainers: list[Trainer] = []
     seen: list[Tensor] = []
 
-    def watch(trainer: Trainer) -> None:
+    def observe(trainer: Trainer) -> None:
         trainers.append(trainer)
         first = next(module for module in trainer.model.modules() if isinstance(module, nn.Conv2d))
         first.register_forward_hook(
-            lambda _, given, out: seen.extend((given[0], out)) if trainer.model.training else None
+            lambda _, inputs, output: seen.extend((inputs[0], output)) if trainer.model.training else None
         )
 
-    result = run_training(settings, load_dataset(settings), folder, Silent(), on_start=watch)
+    result = run_training(settings, load_dataset(settings), folder, SilentProgress(), on_start=observe)
     return trainers[0], seen, result
 
 
 def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(tmp_path: Path) -> None:
-    trainer, seen, result = watched(tmp_path, precision="bf16")
+    trainer, seen, result = train_observed(tmp_path, precision="bf16")
     assert {tensor.dtype for tensor in seen[1::2]} == {torch.bfloat16}
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
-    assert not trainer.scaler.is_enabled()
+    assert not trainer.training_step.scaler.is_enabled()
     assert result.test_accuracy > 0.6
 
 
 def test_fp32_computes_in_fp32(tmp_path: Path) -> None:
-    _, seen, _ = watched(tmp_path, precision="fp32", epochs=1)
+    _, seen, _ = train_observed(tmp_path, precision="fp32", epochs=1)
     assert {tensor.dtype for tensor in seen} == {torch.float32}
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_channels_last_is_the_layout_of_images_and_weights(tmp_path: Path, channels_last: bool) -> None:
-    trainer, seen, result = watched(tmp_path, channels_last=channels_last, epochs=1)
+def test_channels_last_sets_the_memory_format_of_images_and_weights(tmp_path: Path, channels_last: bool) -> None:
+    trainer, seen, result = train_observed(tmp_path, channels_last=channels_last, epochs=1)
     kernels = [module.weight for module in trainer.model.modules() if isinstance(module, nn.Conv2d)]
     for tensor in (*seen, *kernels):
         assert tensor.is_contiguous(memory_format=torch.channels_last) == channels_last
@@ -60,7 +61,7 @@ def test_channels_last_is_the_layout_of_images_and_weights(tmp_path: Path, chann
 
 @pytest.mark.integration
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)")
-def test_a_compiled_run_learns_what_an_eager_one_learns_and_can_be_resumed(tmp_path: Path) -> None:
+def test_a_compiled_run_gives_the_weights_of_an_eager_run_and_can_be_resumed(tmp_path: Path) -> None:
     options = SMALL | {"dropout": 0, "ema_decay": 0.9}
     eager = train_digits(tmp_path / "eager", **options)
     torch._dynamo.reset()
@@ -71,10 +72,10 @@ def test_a_compiled_run_learns_what_an_eager_one_learns_and_can_be_resumed(tmp_p
         assert torch.allclose(weight, load_checkpoint(whole.checkpoint).weights[name], atol=1e-3), name
 
     class Killed(BaseException):
-        """Stands for a process that ends after its first epoch."""
+        """Simulates a process that is killed after its first epoch."""
 
-    class Killing(Silent):
-        def batch_done(self, epoch: int, loss: float) -> None:
+    class Killing(SilentProgress):
+        def batch_done(self, epoch: int, loss: float | None) -> None:
             if epoch == 1:
                 raise Killed
 
@@ -88,20 +89,20 @@ def test_a_compiled_run_learns_what_an_eager_one_learns_and_can_be_resumed(tmp_p
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_fp16_on_a_gpu_scales_its_gradients_and_skips_what_overflows(tmp_path: Path) -> None:
-    trainer, seen, result = watched(tmp_path, device="cuda", precision="fp16")
+def test_fp16_on_a_gpu_scales_gradients_and_skips_overflows(tmp_path: Path) -> None:
+    trainer, seen, result = train_observed(tmp_path, device="cuda", precision="fp16")
     assert {tensor.dtype for tensor in seen[1::2]} == {torch.float16}
-    assert trainer.scaler.is_enabled()
+    assert trainer.training_step.scaler.is_enabled()
     assert result.test_accuracy > 0.6
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
-    scale = trainer.scaler.get_scale()
+    scale = trainer.training_step.scaler.get_scale()
     for parameter in trainer.model.parameters():
         parameter.grad = torch.full_like(parameter, torch.inf)
-    trainer.scaler.scale(torch.zeros((), device="cuda"))  # the scaler notes the device on its first use
-    trainer.scaler.step(trainer.optimizer)
-    trainer.scaler.update()
+    trainer.training_step.scaler.scale(torch.zeros((), device="cuda"))  # the scaler records the device on its first use
+    trainer.training_step.scaler.step(trainer.training_step.optimizer)
+    trainer.training_step.scaler.update()
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
-    assert trainer.scaler.get_scale() == scale / 2
+    assert trainer.training_step.scaler.get_scale() == scale / 2
 
 
 @pytest.mark.gpu
@@ -110,7 +111,7 @@ def test_a_gpu_run_is_resumed_with_its_scaler(tmp_path: Path) -> None:
     options = SMALL | {"device": "cuda", "precision": "fp16", "ema_decay": 0.9}
     settings = TrainSettings(**options)
     train_digits(tmp_path / "run", **options)
-    trainer = Trainer(settings, load_dataset(settings), tmp_path / "run", Silent())
+    trainer = Trainer(settings, load_dataset(settings), tmp_path / "run", SilentProgress())
     assert trainer.resume()
-    assert trainer.scaler.state_dict()["scale"] == trainer.scaler.get_scale() > 0
+    assert trainer.training_step.scaler.state_dict()["scale"] == trainer.training_step.scaler.get_scale() > 0
     assert trainer.step == 2 * trainer.batches.steps

@@ -1,4 +1,4 @@
-"""Transfer learning: a user's folder of images, from published weights to a bundle."""
+"""Transfer learning from published weights, on a folder of images."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ from torch import Tensor
 
 from tests.images import encoded, gradient
 from training.datasets import load_dataset
+from training.progress import EpochResult
 from training.run import run_training
-from training.settings import TrainSettings, chosen_settings
-from training.trainer import EpochResult, Trainer
+from training.settings import TrainSettings, resolve_settings
+from training.trainer import Trainer
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """My Images: two classes of ten."""
+    """A folder `My Images` with two classes of ten images."""
     root = tmp_path / "My Images"
     for label, color in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
         (root / label).mkdir(parents=True)
@@ -28,8 +29,8 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-class Watching:
-    """Notes the backbone's and the head's weights after every epoch."""
+class WeightRecorder:
+    """A progress display that records all weights before the run and after every epoch."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Tensor]] = []
@@ -37,33 +38,33 @@ class Watching:
 
     def begin(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.note()
+        self.record()
 
-    def note(self) -> None:
+    def record(self) -> None:
         self.seen.append({name: value.clone() for name, value in self.trainer.model.state_dict().items()})
 
-    def batch_done(self, epoch: int, loss: float) -> None:
+    def batch_done(self, epoch: int, loss: float | None) -> None:
         pass
 
     def epoch_done(self, result: EpochResult, *, best: bool) -> None:
-        self.note()
+        self.record()
 
 
-def test_a_folder_is_trained_with_its_recipe(folder: Path) -> None:
-    settings = chosen_settings({"data": str(folder)})
+def test_a_folder_uses_its_recipe(folder: Path) -> None:
+    settings = resolve_settings({"data": str(folder)})
     assert (settings.data, settings.data_dir, settings.name) == ("folder", folder, "my_images")
     assert (settings.model, settings.pretrained, settings.freeze_epochs) == ("efficientnet_lite0", True, 4)
-    other = chosen_settings({"data": str(folder), "model": "resnet18"})
+    other = resolve_settings({"data": str(folder), "model": "resnet18"})
     assert (other.pretrained, other.freeze_epochs) == (False, 0)
 
 
-def test_the_head_learns_alone_and_then_all_of_it(folder: Path, tmp_path: Path) -> None:
+def test_the_head_is_trained_alone_before_the_backbone(folder: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     given: dict[str, Any] = {"data": str(folder), "image_size": 32, "epochs": 2, "freeze_epochs": 1, "batch_size": 8}
-    settings: TrainSettings = chosen_settings(given)
-    watching = Watching()
-    result = run_training(settings, load_dataset(settings), tmp_path / "run", watching, on_start=watching.begin)
-    start, frozen, free = watching.seen
+    settings: TrainSettings = resolve_settings(given)
+    recorder = WeightRecorder()
+    result = run_training(settings, load_dataset(settings), tmp_path / "run", recorder, on_start=recorder.begin)
+    start, frozen, free = recorder.seen
     head = {name for name in start if "_fc" in name}
     assert len(head) == 2
     backbone = start.keys() - head

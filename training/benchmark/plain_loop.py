@@ -1,5 +1,6 @@
-"""The loop that one would write by hand, and write well: the trainer's yardstick. Same model, data, augmentation,
-optimiser, schedule and validation; no resume, no distribution, no tracking.
+"""A well-written training loop without resuming, several processes and tracking: the baseline for the trainer.
+
+Model, data, augmentation, optimiser, schedule and validation are the same as the trainer's.
 """
 
 import math
@@ -30,8 +31,8 @@ class _Augmented(TorchDataset[tuple[torch.Tensor, int]]):
         return self.augment(self.images[index]), self.labels[index]
 
 
-def train_plainly(settings: TrainSettings, dataset: Dataset, folder: Path) -> list[float]:
-    """The seconds of each epoch, with validation and the best weights' file."""
+def train_plain_loop(settings: TrainSettings, dataset: Dataset, folder: Path) -> list[float]:
+    """Train; return the seconds of each epoch, including validation and saving the best weights."""
     torch.manual_seed(settings.seed)
     network = build_network(settings.model, len(dataset.labels), dataset.input.height, settings.dropout)
     model = Classifier(network, dataset.mean, dataset.std)
@@ -58,9 +59,9 @@ def train_plainly(settings: TrainSettings, dataset: Dataset, folder: Path) -> li
             loss.item()
         model.eval()
         with torch.inference_mode():
-            right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in validation)
-        if right > best:
-            best = right
+            correct = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in validation)
+        if correct > best:
+            best = correct
             torch.save(model.state_dict(), folder / "best.pt")
         seconds.append(time.perf_counter() - started)
     return seconds

@@ -1,7 +1,7 @@
 """`python -m training.benchmark.speed`: seconds per epoch of the trainer, relative to a plain loop.
 
-Every round trains every contestant from the start, in a new random order. An epoch is its steps, its validation and its
-checkpoints; the first one of a run compiles and fills caches, and does not count. Ratios are of medians.
+Every round trains every candidate from the start, in a new random order. An epoch includes its validation and its
+checkpoints. The first epoch of a run is not counted, because it compiles and fills caches. Ratios are ratios of medians.
 """
 
 import argparse
@@ -17,30 +17,31 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from training.benchmark.plain_loop import train_plainly
+from training.benchmark.plain_loop import train_plain_loop
 from training.benchmark.processor import processor
 from training.datasets import Dataset, load_dataset
+from training.progress import EpochResult
 from training.settings import TrainSettings
-from training.trainer import EpochResult, Trainer
+from training.trainer import Trainer
 
-Contestant = Callable[[TrainSettings, Dataset, Path], list[float]]
+Candidate = Callable[[TrainSettings, Dataset, Path], list[float]]
 
 
 class _Clock:
-    """A run's progress, of which only the ends of the epochs matter: checkpoints are written by then."""
+    """A progress display that records when each epoch ends, after its checkpoints are written."""
 
     def __init__(self) -> None:
         self.ends = [time.perf_counter()]
 
-    def batch_done(self, epoch: int, loss: float) -> None:
-        """Nothing is shown."""
+    def batch_done(self, epoch: int, loss: float | None) -> None:
+        """Do nothing."""
 
     def epoch_done(self, result: EpochResult, *, best: bool) -> None:
-        """Note the time."""
+        """Record the time."""
         self.ends.append(time.perf_counter())
 
 
-def _trainer(**options: object) -> Contestant:
+def _trainer(**options: object) -> Candidate:
     def train(settings: TrainSettings, dataset: Dataset, folder: Path) -> list[float]:
         settings = settings.model_copy(update={"channels_last": False} | options)
         clock = _Clock()
@@ -50,8 +51,8 @@ def _trainer(**options: object) -> Contestant:
     return train
 
 
-CONTESTANTS: dict[str, Contestant] = {
-    "plain loop": train_plainly,
+CANDIDATES: dict[str, Candidate] = {
+    "plain loop": train_plain_loop,
     "trident, the same settings": _trainer(),
     "trident, channels_last (the default)": _trainer(channels_last=True),
     "trident, bf16": _trainer(precision="bf16"),
@@ -61,16 +62,16 @@ CONTESTANTS: dict[str, Contestant] = {
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="simple_cnn")
-    parser.add_argument("--epochs", type=int, default=6, help="per round and contestant; the first one does not count")
+    parser.add_argument("--epochs", type=int, default=6, help="per round and candidate; the first one is not counted")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--only", default="", help="contestants whose names contain this (the plain loop always runs)")
+    parser.add_argument("--only", default="", help="run only candidates whose names contain this, and the plain loop")
     given = parser.parse_args()
     settings = TrainSettings(model=given.model, epochs=max(2, given.epochs))
     dataset = load_dataset(settings)
-    chosen = {name: run for name, run in CONTESTANTS.items() if given.only in name or name == "plain loop"}
+    chosen = {name: run for name, run in CANDIDATES.items() if given.only in name or name == "plain loop"}
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     console, order = Console(), random.Random(0)  # noqa: S311 - an order, not a secret
     with console.status("measuring") as status:

@@ -1,1 +1,1 @@
-"""A training run as one HTML file: settings, curves, confusion matrix, accuracy per class, wrong predictions."""
+"""HTML report of a training run: settings, curves, confusion matrix, accuracy per class, wrong predictions."""

@@ -184,7 +184,9 @@ def _demo_bundle() -> "Bundle":
     from bundle.errors import BundleError
     from bundle.store import find_bundle
     from training.errors import CheckpointError
-    from trident.console.training import export_run, newest_checkpoint, train_run
+    from training.run_folder import newest_checkpoint
+    from trident.console.export import export_run
+    from trident.console.training import train_run
 
     try:
         bundle = find_bundle("digits")

@@ -1,28 +1,22 @@
-"""Training's part of the command line: `trident train`, `export`, `import`, `bundles`. Imports torch only when one of
-them runs.
-"""
+"""Output of `trident train`. Imports torch only when a run starts."""
 
-from contextlib import AbstractContextManager, ExitStack, closing
-from datetime import datetime
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bundle.store import BUNDLES, Bundle, list_bundles, read_bundle
-from training.errors import CheckpointError, TrainingError
+from training.errors import TrainingError
+from trident.console.output import console, loading
+from trident.console.progress import TrainingProgress
+from trident.flags import describe_errors
 
 if TYPE_CHECKING:
-    from training import trainer as training_run
     from training.datasets import Dataset
-    from training.export import ExportOptions
+    from training.distributed import Processes
+    from training.progress import Progress, RunResult
     from training.settings import TrainSettings
-    from training.trainer import EpochResult, RunResult, Trainer
-
-RUNS: Final = Path("artifacts/runs")
-console = Console()
 
 
 def train_run(
@@ -33,107 +27,134 @@ def train_run(
     profile: int = 0,
     tune_loader: bool = False,
 ) -> "RunResult":
-    """Train with the settings that were `given`, and show it.
+    """Train with the given settings, and show progress and result.
+
+    Args:
+        given: settings that replace the defaults, by name.
+        run_dir: folder of the run; None: a new one, or with `resume` the last unfinished run.
+        resume: continue the run in `run_dir`.
+        profile: number of steps to profile.
+        tune_loader: measure the data loader, and use its fastest settings.
 
     Raises:
-        TrainingError: bad settings, or data, model or device are not there.
+        TrainingError: a setting is invalid, or the data, the model or the device is not available.
     """
-    from training.run import new_run_dir, resumed_settings, unfinished_run
-
-    settings = _settings(given)
+    settings = _resolve(given)
+    with loading("PyTorch"):
+        from training.distributed import process_group
+        from training.run import resumed_settings
+        from training.run_folder import new_run_dir, unfinished_run
     if resume:
         run_dir = run_dir or unfinished_run()
         settings = resumed_settings(run_dir, given, settings)
-    with _loading("PyTorch"):
-        from training.distributed import joined
-        from training.run import run_training
-    with joined(settings.device) as processes, ExitStack() as stack:
-        console.quiet = not processes.leads
-        stack.callback(setattr, console, "quiet", False)
-        with _loading("the data"):
+    with process_group(settings.device) as processes, _quiet_unless(processes.is_leader):
+        with loading("the data"):
             from training.datasets import load_dataset
 
             dataset = load_dataset(settings)
         show_dataset(dataset)
         if tune_loader:
-            settings = _tuned(settings, dataset)
-        folder = Path(processes.agreed(str(run_dir or new_run_dir(settings.name))))
-        progress = stack.enter_context(_TrainingProgress())
-        watched: training_run.Progress = progress
-        if profile and processes.leads:
-            from training.profiling import Profiled
-
-            watched = stack.enter_context(Profiled(progress, folder / "profile", profile, progress.console.print))
-        try:
-            result = run_training(
-                settings,
-                dataset,
-                folder,
-                watched,
-                resume=resume,
-                processes=processes,
-                report=_report,
-                on_start=progress.begin,
-            )
-        except KeyboardInterrupt:
-            progress.stop()
-            if (folder / "checkpoints").is_dir():
-                console.print(f"stopped; go on with: trident train --resume --run-dir {folder}", soft_wrap=True)
-            raise
-    early = " (stopped early)" if result.stopped_early else ""
-    if processes.leads:
-        console.print(
-            f"[bold]test accuracy {result.test_accuracy:.2%}[/], validation {result.val_accuracy:.2%} "
-            f"in epoch {result.best_epoch + 1} of {result.epochs}{early}; {result.seconds:.0f} s\n"
-            f"{result.checkpoint}\n{folder / 'report.html'}",
-            soft_wrap=True,
-        )
+            settings = _tune_loader(settings, dataset)
+        folder = Path(processes.from_leader(str(run_dir or new_run_dir(settings.name))))
+        result = _run(settings, dataset, folder, processes, resume=resume, profile=profile)
+        _show_result(result, folder)
     return result
 
 
-def _settings(given: dict[str, Any]) -> "TrainSettings":
+def _resolve(given: dict[str, Any]) -> "TrainSettings":
     from pydantic import ValidationError
 
-    from training.settings import chosen_settings
+    from training.settings import resolve_settings
 
     try:
-        return chosen_settings(given)
+        return resolve_settings(given)
     except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            flag = f"--{str(fault['loc'][0]).replace('_', '-')}: " if fault["loc"] else ""
-            faults.append(flag + fault["msg"].removeprefix("Value error, "))
-        raise TrainingError("; ".join(faults)) from error
+        raise TrainingError(describe_errors(error)) from error
 
 
-def _loading(what: str) -> AbstractContextManager[Any]:
-    return console.status(f"loading {what}")
+@contextmanager
+def _quiet_unless(speaks: bool) -> Iterator[None]:
+    """Suppress all output of processes other than the leader."""
+    console.quiet = not speaks
+    try:
+        yield
+    finally:
+        console.quiet = False
 
 
-def _report(folder: Path, settings: "TrainSettings", dataset: "Dataset", result: "RunResult") -> Path:
+def _run(
+    settings: "TrainSettings",
+    dataset: "Dataset",
+    folder: Path,
+    processes: "Processes",
+    *,
+    resume: bool,
+    profile: int,
+) -> "RunResult":
+    from training.run import run_training
+
+    with ExitStack() as stack:
+        bar = stack.enter_context(TrainingProgress())
+        progress: Progress = bar
+        if profile and processes.is_leader:
+            from training.profiling import ProfiledProgress
+
+            progress = stack.enter_context(ProfiledProgress(bar, folder / "profile", profile, console.print))
+        try:
+            return run_training(
+                settings,
+                dataset,
+                folder,
+                progress,
+                resume=resume,
+                processes=processes,
+                write_report=_write_report,
+                on_start=bar.begin,
+            )
+        except KeyboardInterrupt:
+            bar.stop()
+            if (folder / "checkpoints").is_dir():
+                console.print(f"stopped; continue with: trident train --resume --run-dir {folder}", soft_wrap=True)
+            raise
+
+
+def _write_report(folder: Path, settings: "TrainSettings", dataset: "Dataset", result: "RunResult") -> Path:
     from training.report.write import write_report
 
     return write_report(folder, settings, dataset, result)
 
 
-def _tuned(settings: "TrainSettings", dataset: "Dataset") -> "TrainSettings":
-    """The settings with the loader that was measured to be fastest."""
+def _show_result(result: "RunResult", folder: Path) -> None:
+    early = " (stopped early)" if result.stopped_early else ""
+    console.print(
+        f"[bold]test accuracy {result.test_accuracy:.2%}[/], validation {result.val_accuracy:.2%} "
+        f"in epoch {result.best_epoch + 1} of {result.epochs}{early}; {result.seconds:.0f} s\n"
+        f"{result.checkpoint}\n{folder / 'report.html'}",
+        soft_wrap=True,
+    )
+
+
+def _tune_loader(settings: "TrainSettings", dataset: "Dataset") -> "TrainSettings":
+    """Measure the data loader, show the results, and return the settings with the fastest candidate."""
     from training.tune_loader import fastest, measure_loaders
 
     table = Table("loader workers", "prefetched batches", "images/s", box=None, header_style="dim")
     measured = []
-    with console.status("measuring the loader"):
+    with console.status("measuring the data loader"):
         for speed in measure_loaders(settings, dataset):
             measured.append(speed)
             table.add_row(str(speed.workers), str(speed.prefetch or "-"), f"{speed.images_per_s:.0f}")
     console.print(table)
     best = fastest(measured)
-    console.print(f"--loader-workers {best.workers}" + (f" --prefetch {best.prefetch}" if best.workers else ""))
+    console.print(f"using --loader-workers {best.workers}" + (f" --prefetch {best.prefetch}" if best.prefetch else ""))
     return settings.model_copy(update={"loader_workers": best.workers, "prefetch": best.prefetch or settings.prefetch})
 
 
 def show_dataset(dataset: "Dataset") -> None:
-    """Sizes, balance of the classes, and the pixels' statistics; a warning where a class is rare."""
+    """Show the sizes of the splits, the balance of the classes, and statistics of the pixels.
+
+    Warns if the largest class has more than ten times as many images as the smallest.
+    """
     import numpy as np
 
     counts = {name: np.bincount(split.labels, minlength=len(dataset.labels)) for name, split in dataset.splits.items()}
@@ -145,189 +166,14 @@ def show_dataset(dataset: "Dataset") -> None:
             table.add_row(name, *map(str, count))
         console.print(table)
     train = counts["train"]
-    rarest, commonest = int(train.argmin()), int(train.argmax())
+    smallest, largest = dataset.labels[int(train.argmin())], dataset.labels[int(train.argmax())]
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (dataset.mean, dataset.std))
     console.print(
-        f"balance: {train.min()} ({dataset.labels[rarest]}) to {train.max()} ({dataset.labels[commonest]}) images per "
-        f"class; pixels: mean {mean}, deviation {std}",
+        f"balance: {train.min()} ({smallest}) to {train.max()} ({largest}) images per class; "
+        f"pixels: mean {mean}, standard deviation {std}",
         highlight=False,
     )
     if train.min() * 10 < train.max():
         console.print(
-            f"[yellow]{dataset.labels[rarest]} is rare: accuracy alone will hide it; look at the report's accuracy per class[/]"
+            f"[yellow]class {smallest} is rare: check the accuracy per class in the report, not only the total[/]"
         )
-
-
-def sweep_run(grid: list[str], seeds: int, jobs: int, common: list[str], folder: Path | None) -> None:
-    """Run a grid, and show the table and the plot's place.
-
-    Raises:
-        TrainingError: the grid is malformed, or a run failed.
-    """
-    from training.sweep import plot, run_trials, summarised, trials
-
-    chosen = trials(grid, seeds)
-    folder = folder or Path("artifacts/sweeps") / f"{datetime.now():%Y%m%d-%H%M%S}"
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {}
-    bar = Progress(
-        SpinnerColumn(), TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
-    )
-    with bar, closing(run_trials(chosen, common, folder, jobs)) as ended:
-        task = bar.add_task("runs", total=len(chosen))
-        for trial, result in ended:
-            results[trial] = result
-            bar.update(task, advance=1)
-            _say(f"{trial.name}, seed {trial.seed}: test accuracy {result['test_accuracy']:.2%}")
-    outcomes = summarised(results, folder)
-    plot(outcomes, folder / "sweep.svg")
-    table = Table(
-        "settings", "seeds", "test accuracy", "deviation", "lowest", "s per run", box=None, header_style="dim"
-    )
-    for outcome in outcomes:
-        deviation = f"{100 * outcome.deviation:.2f}" if seeds > 1 else ""
-        accuracy, lowest = f"{outcome.accuracy:.2%}", f"{min(outcome.accuracies):.2%}"
-        table.add_row(outcome.name, str(seeds), accuracy, deviation, lowest, f"{outcome.seconds:.0f}")
-    console.print(table)
-    _say(f"{folder / 'sweep.json'} {folder / 'sweep.svg'}")
-
-
-def export_run(
-    checkpoint: Path,
-    bundles: Path = BUNDLES,
-    name: str | None = None,
-    version: int | None = None,
-    wanted: "ExportOptions | None" = None,
-) -> Bundle:
-    """Export, and show it."""
-    with _loading("PyTorch"):
-        from training.export import export_checkpoint
-    with console.status("exporting"):
-        bundle = export_checkpoint(checkpoint, bundles, name, version, _say, wanted)
-    _show_written(bundle)
-    return bundle
-
-
-def import_run(name: str, bundles: Path, version: int | None, wanted: "ExportOptions | None" = None) -> Bundle:
-    """Import published weights, and show it.
-
-    Raises:
-        TrainingError: no such weights, or they cannot be had.
-    """
-    with _loading("PyTorch"):
-        from training.pretrained import import_model
-    with console.status(f"importing {name}"):
-        bundle = import_model(name, bundles, version, _say, wanted)
-    _show_written(bundle)
-    return bundle
-
-
-def export_options(precisions: str, edge: bool, max_accuracy_drop: float) -> "ExportOptions":
-    """What `--precisions`, `--edge` and `--max-accuracy-drop` ask for.
-
-    Raises:
-        TrainingError: there is no such precision.
-    """
-    from typing import get_args
-
-    from bundle.manifest import Precision
-    from training.export import ExportOptions
-
-    names = {name.strip() for name in precisions.split(",")} - {"", "fp32"}
-    known: tuple[Precision, ...] = get_args(Precision)
-    if "all" in names:
-        names = set(known)
-    if not names <= set(known):
-        raise TrainingError(
-            f"no precision {', '.join(sorted(names - set(known)))}; there are {', '.join(known)}, or all"
-        )
-    return ExportOptions(tuple(name for name in known if name in names), edge, max_accuracy_drop)
-
-
-def show_bundles(bundles: Path) -> None:
-    """A table of the bundles."""
-    table = Table("bundle", "classes", "input", "files", "origin", "test accuracy", box=None, header_style="dim")
-    for model, version in list_bundles(bundles):
-        manifest = read_bundle(bundles / model / str(version), check=False).manifest
-        spec, origin = manifest.input, manifest.origin
-        files = ", ".join(f"{artefact.file} ({artefact.bytes / 2**20:.1f} MiB)" for artefact in manifest.artefacts)
-        accuracy = "" if origin.test_accuracy is None else f"{origin.test_accuracy:.2%}"
-        size = f"{spec.height}x{spec.width} {spec.resize}"
-        table.add_row(
-            f"{model}:{version}",
-            str(len(manifest.labels)),
-            size,
-            files,
-            f"{origin.architecture}, {origin.dataset}",
-            accuracy,
-        )
-    if table.row_count:
-        console.print(table)
-    else:
-        console.print(
-            f"no bundles below {bundles}; `trident train` and `trident export`, or `trident import`, make one"
-        )
-
-
-def newest_checkpoint(name: str | None = None, root: Path = RUNS) -> Path:
-    """The best.pt that was written last, of the runs called `name` or of all.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    folder = root / name if name is not None else root
-    found = sorted(folder.rglob("best.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise CheckpointError(f"no checkpoint below {folder}; `trident train` makes one")
-    return found[-1]
-
-
-class _TrainingProgress(Progress):
-    """A bar per run; a line per epoch."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[loss]}"),
-            console=console,
-            transient=True,
-        )
-
-    def begin(self, trainer: "Trainer") -> None:
-        """Show the bar, from the step at which the run goes on."""
-        settings, steps = trainer.settings, trainer.batches.steps
-        self._epochs = settings.epochs
-        of_several = f", {trainer.processes.count} processes" if trainer.processes.count > 1 else ""
-        description = f"{settings.model} on {trainer.device}{of_several}"
-        self._bar = self.add_task(description, total=self._epochs * steps, completed=trainer.step, loss="")
-        if trainer.step:
-            self.console.print(f"resumed {trainer.run_dir} after step {trainer.step} of {self._epochs * steps}")
-
-    def batch_done(self, epoch: int, loss: float) -> None:
-        self.update(self._bar, advance=1, loss="" if loss != loss else f"loss {loss:.3f}")
-
-    def epoch_done(self, result: "EpochResult", *, best: bool) -> None:
-        self.console.print(
-            f"epoch {result.epoch + 1:>3}/{self._epochs}  train loss {result.train_loss:.4f}  val loss {result.val_loss:.4f}  "
-            f"val accuracy {result.val_accuracy:.2%}  {result.seconds:.1f} s{'  [green]best[/]' if best else ''}",
-            highlight=False,
-        )
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
-
-
-def _show_written(bundle: Bundle) -> None:
-    table = Table("file", "MiB", "ms per image", "speed-up", "accuracy drop", box=None, header_style="dim")
-    for artefact in bundle.manifest.artefacts:
-        drop = "" if artefact.accuracy_drop is None else f"{artefact.accuracy_drop:.2%}"
-        size, latency = f"{artefact.bytes / 2**20:.2f}", f"{artefact.latency_ms:.2f}"
-        table.add_row(artefact.file, size, latency, f"{artefact.speedup:.2f}", drop)
-    console.print(table)
-    console.print(f"[bold]{bundle.name}[/] is in {bundle.path}", soft_wrap=True)

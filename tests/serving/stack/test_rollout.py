@@ -36,7 +36,7 @@ def versions(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     folder = tmp_path_factory.mktemp("rollout")
     other = train_digits(folder / "run", epochs=1, seed=1).checkpoint
     root = folder / "artifacts" / "bundles"
-    return [export_checkpoint(path, root, say=lambda _: None) for path in (checkpoint, other)]
+    return [export_checkpoint(path, root, log=lambda _: None) for path in (checkpoint, other)]
 
 
 @pytest.fixture(scope="module")
