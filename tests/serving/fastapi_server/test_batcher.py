@@ -13,7 +13,8 @@ import pytest
 from bundle.errors import DeadlineExceededError, OverloadedError, RequestError, UnavailableError, UndecodableImageError
 from bundle.postprocess import Probabilities
 from bundle.preprocess import Pixels
-from serving.fastapi_server.models.batcher import Batcher, Job
+from serving.fastapi_server.models.batcher import Batcher
+from serving.fastapi_server.models.job import Job
 
 
 class Model:

@@ -77,7 +77,7 @@ def test_the_short_way_takes_model_and_version_too(live: Live, image: bytes, mon
     for wrong, status in ({"version": 9}, 404), ({"version": "x"}, 400), ({"top_k": 0}, 400):
         assert ask(params=wrong).status_code == status
     assert ordinary == ["version=9", "version=x", "top_k=0"]  # which says what is wrong
-    assert live.application.service.access.in_flight == 0
+    assert live.application.service.admission.in_flight == 0
 
 
 def test_slow_headers_are_cut_off(live: Live) -> None:
@@ -183,7 +183,7 @@ def test_a_client_that_goes_away_takes_its_work_along(live: Live, image: bytes) 
         staying.sendall(request(image))
         wait_for(lambda: hosted.batcher.depth == 3)
         leaving.close()
-        wait_for(lambda: live.application.service.access.in_flight == 2)
+        wait_for(lambda: live.application.service.admission.in_flight == 2)
         blocked.set()
         assert response(busy)[0] == 200
         assert response(staying)[0] == 200
@@ -205,7 +205,7 @@ def test_stopping_answers_what_was_accepted(settings: ServingSettings, image: by
 
         reader = threading.Thread(target=read)
         reader.start()
-        wait_for(lambda: live.application.service.access.in_flight == 1)
+        wait_for(lambda: live.application.service.admission.in_flight == 1)
         idle = live.connect()
         live.server.should_exit = True
         time.sleep(0.3)
@@ -301,7 +301,7 @@ def test_who_does_not_read_is_hung_up_on(live: Live) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.sendall(ask * 8)
         wait_for(lambda: any(one.flow.write_paused for one in connections(live)))
-        assert live.application.service.access.in_flight == 0
+        assert live.application.service.admission.in_flight == 0
         wait_for(lambda: not connections(live))
 
 

@@ -216,7 +216,7 @@ def test_a_full_queue_is_429_and_health_stays_quick(workers: int, settings: Serv
     with TestClient(create_app(shared)) as client, ThreadPoolExecutor(4) as pool:
         blocked = block(client)
         waiting = [pool.submit(client.post, "/predict", content=image) for _ in range(2)]
-        while service_of(client).access.in_flight < 2:
+        while service_of(client).admission.in_flight < 2:
             time.sleep(0.001)
         response = client.post("/predict", content=image)
         assert problem(response) == (429, "overloaded")
@@ -313,7 +313,7 @@ def test_too_many_requests_at_once(settings: ServingSettings, image: bytes) -> N
     with TestClient(create_app(limited)) as client, ThreadPoolExecutor(1) as pool:
         blocked = block(client)
         first = pool.submit(client.post, "/predict", content=image)
-        while service_of(client).access.in_flight < 1:
+        while service_of(client).admission.in_flight < 1:
             time.sleep(0.001)
         response = client.post("/predict", content=image)
         assert problem(response) == (429, "overloaded")

@@ -24,7 +24,7 @@ async def said_of(model_s: float, loop_s: float, batches: int = 1) -> list[str]:
         return np.zeros((len(batch), 2), np.float32)
 
     batcher = Batcher(lambda _: PIXELS[0], infer, max_batch_size=1)
-    watchdog = Watchdog(lambda: {"digits:1": batcher.turn}, 0.2, check_s=CHECK_S, die=said.append)
+    watchdog = Watchdog(lambda: {"digits:1": batcher.turn}, 0.2, check_s=CHECK_S, end_process=said.append)
     for _ in range(batches):
         await batcher.submit(PIXELS, 60)
     time.sleep(loop_s)  # noqa: ASYNC251 - that is the fault
@@ -40,7 +40,7 @@ async def said_of(model_s: float, loop_s: float, batches: int = 1) -> list[str]:
         (lambda: said_of(0.0, 0.0), []),
         (lambda: said_of(0.05, 0.0, batches=8), []),  # at work for long, but not at one batch
         (lambda: said_of(1.0, 0.0), ["the model digits:1 does not return"]),
-        (lambda: said_of(0.0, 1.0), ["the event loop stands still"]),
+        (lambda: said_of(0.0, 1.0), ["the event loop is blocked"]),
     ],
 )
 def test_only_what_is_stuck_ends(case: Callable[[], "asyncio.Future[list[str]]"], said: list[str]) -> None:
