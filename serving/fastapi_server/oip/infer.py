@@ -49,7 +49,7 @@ _ROUTE: Final[dict[str, Any]] = {
     },
 }
 
-router = APIRouter()
+router = APIRouter(prefix="/v2")
 
 
 @router.post("/models/{model}/infer", **_ROUTE)

@@ -10,7 +10,7 @@ from serving.fastapi_server.dependencies import ADMITTED, TheService
 from serving.fastapi_server.oip.served_model import find_served
 from serving.fastapi_server.problems import documented
 
-router = APIRouter()
+router = APIRouter(prefix="/v2")
 _TAG = "open inference protocol"
 
 

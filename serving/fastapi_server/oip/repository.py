@@ -33,7 +33,7 @@ _CHANGE: Final[dict[str, Any]] = {
     },
 }
 
-router = APIRouter(prefix="/repository")
+router = APIRouter(prefix="/v2/repository")
 
 
 class RepositoryParameters(BaseModel):

@@ -13,7 +13,7 @@ from serving.fastapi_server.oip import infer, metadata, repository
 from serving.fastapi_server.oip.repository import RepositoryRequest
 from serving.fastapi_server.oip.tensors import InferRequest
 
-router = APIRouter(prefix="/v2")
+router = APIRouter()
 router.include_router(metadata.router)
 router.include_router(infer.router)
 router.include_router(repository.router)
