@@ -45,6 +45,9 @@ class PredictParams:
     top_k: int = DEFAULT_TOP_K
 
 
+_DEFAULT_PARAMS: Final = PredictParams()
+
+
 class PredictRequest:
     """Made when the headers are complete. Ends with exactly one of `succeed`, `fail` and `abandon`.
 
@@ -59,7 +62,7 @@ class PredictRequest:
         self._started = time.perf_counter()
         self._admitted = False
         self._model = NO_MODEL
-        self._params = PredictParams()
+        self._params = _DEFAULT_PARAMS
         self._hosted: HostedModel | None = None
 
     def admit(self, query_string: bytes) -> None:
@@ -121,7 +124,7 @@ class PredictRequest:
 def _params(query_string: bytes, headers: Mapping[bytes, bytes]) -> PredictParams:
     top_k = headers.get(b"x-top-k")
     if not query_string:
-        return PredictParams(top_k=parse_top_k(top_k)) if top_k is not None else PredictParams()
+        return PredictParams(top_k=parse_top_k(top_k)) if top_k is not None else _DEFAULT_PARAMS
     query = dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
     version = query.get("version")
     if version is not None and not (version.isdecimal() and len(version) <= 9 and int(version) > 0):
