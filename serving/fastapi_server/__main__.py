@@ -17,8 +17,14 @@ import uvicorn
 from bundle.errors import TridentError
 from serving.deployment import Deployment
 from serving.fastapi_server.metrics import MULTIPROCESS
-from serving.fastapi_server.models.agreement import SHARED_PREFIX, STATE_FOLDER, STATE_VARIABLE
-from serving.fastapi_server.models.desired_state import DesiredState, StateFolder, ready_workers
+from serving.fastapi_server.models.agreement import STATE_VARIABLE
+from serving.fastapi_server.models.desired_state import (
+    SHARED_PREFIX,
+    STATE_FOLDER,
+    DesiredState,
+    StateFolder,
+    ready_workers,
+)
 from serving.fastapi_server.protocol import ServiceProtocol
 from serving.fastapi_server.workers import Workers
 from serving.processes import die_with_parent

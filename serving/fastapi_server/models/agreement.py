@@ -28,8 +28,6 @@ from serving.settings import ServerSettings
 log = logging.getLogger(__name__)
 
 STATE_VARIABLE: Final = "_TRIDENT_STATE"  # environment variable: the state's folder; not set for a single worker
-SHARED_PREFIX: Final = "trident-workers-"  # the folder in TMPDIR that the workers of a service share
-STATE_FOLDER: Final = "state"  # the state's folder in it
 _POLL_S: Final = 0.05
 _RETRY_S: Final = 1.0
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import psutil
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from bundle.atomic_file import atomic_write
 from bundle.store import Bundle
 from serving.deployment import Deployment, manifest_digest
+
+SHARED_PREFIX: Final = "trident-workers-"  # the folder in TMPDIR that the workers of a service share
+STATE_FOLDER: Final = "state"  # the state's folder in it
 
 
 class DesiredBundle(BaseModel):
