@@ -301,19 +301,21 @@ def test_a_change_waits_for_a_worker_that_is_starting(workers: Workers) -> None:
 
 
 def test_a_worker_that_dies_during_a_change_is_not_waited_for(workers: Workers) -> None:
-    async def test() -> None:
-        first = await workers.join(FIRST)
-        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+
+        async def test() -> None:
+            first = await workers.join(FIRST)
             workers.folder.write_actual(other.pid, ActualState(revision=0, ready=True))
             change = asyncio.create_task(first.load("digits", 2))
             await wait_until(lambda: workers.hosting[FIRST].versions("digits") == [1, 2])
             assert not change.done()
             other.kill()
-        await change
-        assert workers.defaults() == [2]
-        assert ready_workers(workers.folder.path) == [FIRST]
+            other.wait(10)
+            await change
+            assert workers.defaults() == [2]
+            assert ready_workers(workers.folder.path) == [FIRST]
 
-    run(workers, test)
+        run(workers, test)
 
 
 def test_a_worker_that_does_not_finish_undoes_the_change(workers: Workers) -> None:

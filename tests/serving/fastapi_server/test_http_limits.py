@@ -15,7 +15,6 @@ import pytest
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
-from bundle.errors import OverloadedError
 from bundle.store import Bundle
 from serving.fastapi_server.metrics import STAGES
 from serving.fastapi_server.predict.endpoint import PredictEndpoint
@@ -147,8 +146,7 @@ def test_both_paths_send_the_same_bytes(
         state = case.get("state")
         blocked = block(live) if state == "blocked" else threading.Event()
         if state == "full queue":
-            hosted.batcher._queue_size = 0
-            hosted.batcher.submit_all = partial(_refuse_all, hosted.batcher.depth)  # type: ignore[method-assign]
+            hosted.batcher.depth = settings.queue_size
         elif state == "too many in flight":
             service.admission._limit = 0
         elif state == "starting":
@@ -161,12 +159,10 @@ def test_both_paths_send_the_same_bytes(
         assert len(ordinary) == 1
         assert responses[0] == responses[1]
         assert responses[0].startswith(b"HTTP/1.1 %d " % status)
+        if state == "full queue":
+            hosted.batcher.depth = 0
         blocked.set()
         wait_for(lambda: service.admission.in_flight == 0)
-
-
-def _refuse_all(depth: int, *_: object) -> None:
-    raise OverloadedError(f"the queue is full: {depth} images", retry_after_s=2)
 
 
 def test_a_refusal_before_the_body_leaves_the_connection_usable(live: Live, image: bytes) -> None:
