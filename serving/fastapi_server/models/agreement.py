@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from bundle.errors import RequestError, TridentError, UnavailableError, UnknownModelError
-from serving.deployment import Deployment, read_deployed
+from bundle.store import read_bundle
+from serving.deployment import Deployment
 from serving.fastapi_server.models.desired_state import (
     ActualState,
     DesiredBundle,
@@ -97,19 +98,26 @@ class Agreement:
             UnavailableError: a worker did not do it in time.
         """
         path = await asyncio.to_thread(self._hosting.bundle_path, model, version)
-        try:
-            wanted = DesiredBundle.of(await asyncio.to_thread(read_deployed, path))
-        except TridentError as error:
-            raise RequestError(f"failed to load {model}: {error.message}") from error
         async with self._change():
             try:
-                await self._publish(self._desired.next(pending=wanted))
-            except Exception as error:
-                with suppress(TridentError, OSError):
-                    # Do not wait for a worker that was too slow a moment ago.
-                    await self._publish(self._desired.next(pending=None), wait=isinstance(error, RequestError))
-                raise
-            await self._publish(self._desired.accept_pending(make_default=make_default))
+                bundle = await asyncio.to_thread(read_bundle, path, check=False)
+                wanted = DesiredBundle.of(bundle)
+                if wanted not in self._desired.bundles:
+                    await asyncio.to_thread(bundle.verify)
+            except TridentError as error:
+                raise RequestError(f"failed to load {model}: {error.message}") from error
+            if wanted not in self._desired.bundles:
+                await self._load_everywhere(wanted)
+            await self._publish(self._desired.accept(wanted, make_default=make_default))
+
+    async def _load_everywhere(self, wanted: DesiredBundle) -> None:
+        try:
+            await self._publish(self._desired.next(pending=wanted))
+        except Exception as error:
+            with suppress(TridentError, OSError):
+                # Do not wait again for a worker that was too slow a moment ago.
+                await self._publish(self._desired.next(pending=None), wait=isinstance(error, RequestError))
+            raise
 
     async def unload(self, model: str, version: int | None = None) -> None:
         """Unload a version (None: all) in every worker.

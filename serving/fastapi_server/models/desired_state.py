@@ -74,15 +74,13 @@ class DesiredState(BaseModel):
         """The next revision, with these changes."""
         return self.model_copy(update={"revision": self.revision + 1, **changes})
 
-    def accept_pending(self, *, make_default: bool) -> Self:
-        """Every worker has loaded `pending`. The first version of a model is always its default."""
-        assert self.pending is not None
-        model, version = self.pending.model, self.pending.version
+    def accept(self, loaded: DesiredBundle, *, make_default: bool) -> Self:
+        """Every worker has loaded the bundle. The first version of a model is always its default."""
         defaults = self.default_versions
-        if make_default or model not in defaults:
-            defaults = defaults | {model: version}
-        others = (one for one in self.bundles if one.name != self.pending.name)
-        return self.next(bundles=(*others, self.pending), default_versions=defaults, pending=None)
+        if make_default or loaded.model not in defaults:
+            defaults = defaults | {loaded.model: loaded.version}
+        others = (one for one in self.bundles if one.name != loaded.name)
+        return self.next(bundles=(*others, loaded), default_versions=defaults, pending=None)
 
     def without(self, dropped: Iterable[DesiredBundle]) -> Self:
         """Unload bundles. If a default is among them, the model's highest remaining version replaces it."""

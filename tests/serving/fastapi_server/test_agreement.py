@@ -119,17 +119,17 @@ def test_every_change_has_the_next_revision(digits: Bundle) -> None:
     second = DesiredBundle.of(digits).model_copy(update={"version": 2})
     pending = state.next(pending=second)
     assert (pending.revision, pending.bundles, pending.default_versions) == (1, state.bundles, {"digits": 1})
-    beside = pending.accept_pending(make_default=False)
+    beside = pending.accept(second, make_default=False)
     assert (beside.revision, beside.pending, beside.default_versions) == (2, None, {"digits": 1})
     assert [bundle.name for bundle in beside.bundles] == ["digits:1", "digits:2"]
-    default = pending.accept_pending(make_default=True)
+    default = pending.accept(second, make_default=True)
     assert default.default_versions == {"digits": 2}
     # The highest remaining version replaces an unloaded default. Unloading another version does not change the default.
     assert default.without([second]).default_versions == {"digits": 1}
     assert default.without(state.bundles).default_versions == {"digits": 2}
     empty = state.without(state.bundles)
     assert (empty.bundles, empty.default_versions, empty.default_model) == ((), {}, "digits")
-    assert empty.next(pending=second).accept_pending(make_default=False).default_versions == {"digits": 2}
+    assert empty.accept(second, make_default=False).default_versions == {"digits": 2}
 
 
 def _version(bundle: Bundle, version: int) -> Any:
@@ -224,8 +224,10 @@ def test_only_one_worker_verifies_the_files(workers: Workers, monkeypatch: pytes
         monkeypatch.setattr(Bundle, "verify", lambda bundle: verified.append(bundle.name))
         first = await workers.join(FIRST)
         await workers.join(SECOND)
-        await first.load("digits", 2)
+        await first.load("digits", 2, make_default=False)
+        await first.load("digits", 2)  # it is loaded: only the default changes
         assert verified == ["digits:2"]
+        assert workers.defaults() == [2, 2]
 
     run(workers, test)
 
