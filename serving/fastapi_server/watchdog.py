@@ -29,7 +29,7 @@ class Watchdog:
     """Checks the process every `check_s`. Time in which the process itself is stopped (SIGSTOP) does not count.
 
     Args:
-        turns: by model, a number that changes when its thread takes a batch and when it finishes it; odd: it is busy.
+        turns: by model, a number that changes when its thread takes a batch and when it finishes it; an odd number: it is busy.
         patience_s: how long the event loop or a batch may take.
         end_process: called with the reason, once.
     """

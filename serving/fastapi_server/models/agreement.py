@@ -151,7 +151,7 @@ class Agreement:
                 await asyncio.sleep(_POLL_S)
 
     def _read_desired(self, folder: StateFolder, *, drop_pending: bool) -> None:
-        """Whoever holds the lock drops what is pending: the worker that was loading it has died."""
+        """With the lock (`drop_pending`), drop what is pending: the worker that was loading it has died."""
         self._desired = folder.read_desired()
         if drop_pending and self._desired.pending is not None:
             self._desired = self._desired.next(pending=None)
@@ -198,7 +198,7 @@ class Agreement:
                 await asyncio.sleep(_RETRY_S)
 
     def _report(self, desired: DesiredState, errors: Mapping[str, Exception]) -> None:
-        """Tell the other workers what this one has reached."""
+        """Publish what this worker has reached."""
         if self._folder is not None:
             loaded = tuple(self._hosting.names())
             actual = ActualState(revision=desired.revision, ready=True, loaded=loaded, errors=_reasons(errors))

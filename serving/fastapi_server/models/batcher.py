@@ -54,7 +54,9 @@ class Batcher:
         on_batch: Callable[[Sequence[Job]], None] = lambda _: None,
     ) -> None:
         self.depth = 0  # images that were submitted and not yet answered
-        self.turn = 0  # incremented when the model's thread takes a batch, and when it has finished it: odd while busy
+        self.turn = (
+            0  # incremented when the model's thread takes a batch, and when it has finished it; an odd number: busy
+        )
         self._decode = decode
         self._infer = infer
         self._max_batch_size = max_batch_size

@@ -139,7 +139,7 @@ class StateFolder:
 
     @contextmanager
     def try_lock(self) -> Iterator[bool]:
-        """Hold the lock for the block, unless somebody else has it; yields whether it is held."""
+        """Hold the lock for the block, if it is free; yields whether it is held."""
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:

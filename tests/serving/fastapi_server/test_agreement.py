@@ -347,7 +347,7 @@ def test_a_change_of_a_killed_worker_is_undone(workers: Workers) -> None:
     run(workers, test)
 
 
-def test_a_change_in_progress_is_left_alone_by_a_worker_that_starts(workers: Workers) -> None:
+def test_a_starting_worker_does_not_undo_a_change_in_progress(workers: Workers) -> None:
     two = DesiredBundle.of(read_bundle(workers.settings.bundles / "digits/2"))
 
     async def test() -> None:
@@ -362,7 +362,7 @@ def test_a_change_in_progress_is_left_alone_by_a_worker_that_starts(workers: Wor
     run(workers, test)
 
 
-def test_a_locked_state_is_unavailable_in_the_end(workers: Workers) -> None:
+def test_a_change_fails_if_the_lock_stays_taken(workers: Workers) -> None:
     async def test() -> None:
         workers.settings.__dict__["start_timeout_s"] = 0.05
         first = await workers.join(FIRST)

@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import json
+import operator
 import shutil
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,18 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
+from bundle.golden import compare
 from bundle.manifest import DEFAULT_TOLERANCE
 from bundle.preprocess import Pixels, preprocess
+from bundle.schemas import Prediction
 from bundle.store import Bundle, read_bundle
 from serving.clients.endpoint import Endpoint
-from serving.clients.golden import check_golden
+from serving.clients.golden import check_golden, predict_or_fault
 from serving.clients.http_client import HttpClient
 from serving.settings import ServingSettings
+from tests.load import Load
 from tests.serving.fastapi_server.live_service import Live, live_service
+from tests.serving.fastapi_server.waiting import wait_for
 
 Client = tritonclient.http.InferenceServerClient
 
@@ -254,40 +260,35 @@ def test_a_damaged_bundle_changes_nothing(versions: Path) -> None:
 
 def test_reloading_under_load_fails_no_request(versions: Path) -> None:
     """Two versions take turns while eight clients send requests: every answer is correct for the version that it names."""
-    golden = {number: read_bundle(versions / "digits" / str(number)) for number in (1, 2)}
+    examples = {number: read_bundle(versions / "digits" / str(number)).golden_examples(top_k=5) for number in (1, 2)}
+    images = {example.data for example in examples[1]} & {example.data for example in examples[2]}
+    expected = {(n, example.data): example.expected for n in (1, 2) for example in examples[n]}
     faults: list[str] = []
     seen: set[int] = set()
-    stop = threading.Event()
     with live_service(ServingSettings(bundles=versions, models=("digits:1",), threads=1)) as live:
 
         def predict() -> None:
-            endpoint = Endpoint(server="fastapi", url=live.url, metrics_url="")
-            with HttpClient(endpoint, "digits") as client:
-                while not stop.is_set():
-                    for i, (_, image) in enumerate(golden[1].golden_inputs()):
-                        try:
-                            answer = client.predict(image)
-                        except Exception as error:
-                            faults.append(repr(error))
-                            continue
+            with HttpClient(Endpoint(server="fastapi", url=live.url, metrics_url=""), "digits") as client:
+                for image in images:
+                    answer = predict_or_fault(client, image, 5)
+                    if isinstance(answer, Prediction):
                         seen.add(answer.version)
-                        expected = golden[answer.version].golden_probabilities()[i] if answer.version == 1 else None
-                        if expected is not None and abs(answer.top.probability - expected.max()) > 1e-4:
-                            faults.append(f"{answer}")
+                        fault = compare(answer, expected[answer.version, image], DEFAULT_TOLERANCE)
+                    else:
+                        fault = answer
+                    if fault is not None:
+                        faults.append(str(fault))
 
-        clients = [threading.Thread(target=predict) for _ in range(8)]
-        for client_thread in clients:
-            client_thread.start()
-        for round_ in range(6):
-            body = {"parameters": {"version": 2 - round_ % 2}}
-            assert httpx.post(f"{live.url}/v2/repository/models/digits/load", json=body, timeout=30).status_code == 200
-            other = {"parameters": {"version": 1 + round_ % 2}}
-            assert (
-                httpx.post(f"{live.url}/v2/repository/models/digits/unload", json=other, timeout=30).status_code == 200
-            )
-        stop.set()
-        for client_thread in clients:
-            client_thread.join()
+        def change(action: str, version: int) -> int:
+            url = f"{live.url}/v2/repository/models/digits/{action}"
+            return httpx.post(url, json={"parameters": {"version": version}}, timeout=30).status_code
+
+        with Load([predict] * 8):
+            for version in (2, 1) * 3:
+                assert change("load", version) == 200
+                assert change("unload", 3 - version) == 200
+                wait_for(partial(operator.contains, seen, version))
+    assert images
     assert faults == []
     assert seen == {1, 2}
 
