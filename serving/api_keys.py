@@ -1,4 +1,4 @@
-"""API keys: which of them a request shows, and whether it is one of ours. The same for FastAPI and TorchServe's handler."""
+"""API keys: which key a request carries, and whether it is accepted. Used by FastAPI and by TorchServe's handler."""
 
 import hmac
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ _BEARER: Final = b"bearer "
 
 
 class ApiKeys:
-    """The keys that are accepted; if there are none, everything is."""
+    """The accepted keys. Without keys, every request is accepted."""
 
     def __init__(self, keys: Iterable[SecretStr]) -> None:
         self._keys = [key.get_secret_value().encode() for key in keys]
@@ -19,13 +19,13 @@ class ApiKeys:
         return bool(self._keys)
 
     def accepts(self, given: bytes) -> bool:
-        """Whether it is one of the keys, or there are none."""
-        # Every key is compared, each in constant time: how long it takes tells nothing about the keys.
+        """Whether `given` is one of the keys, or there are no keys."""
+        # Compare with every key, each in constant time: the duration reveals nothing about the keys.
         return not self._keys or sum(hmac.compare_digest(given, key) for key in self._keys) > 0
 
 
 def given_key(headers: Mapping[bytes, bytes]) -> bytes:
-    """`Authorization: Bearer KEY` or `X-Api-Key: KEY`; header names are lower case."""
+    """The key from `Authorization: Bearer KEY` or `X-Api-Key: KEY`; empty without one. Header names are lower case."""
     authorization = headers.get(b"authorization", b"")
     if authorization[: len(_BEARER)].lower() == _BEARER:
         return authorization[len(_BEARER) :].strip()

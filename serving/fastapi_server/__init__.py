@@ -1,6 +1,6 @@
-"""The FastAPI service: HTTP body -> image bytes -> pixels -> probabilities -> answer.
+"""The FastAPI service: HTTP body -> image -> pixels -> probabilities -> answer. Run: `python -m serving.fastapi_server`.
 
-In the order of a request: ``protocol`` (the connection), ``express`` and ``predict`` (the ways of /predict), ``app`` (all
-other routes, and the life cycle), ``exchange``, ``hosting`` (loaded models), ``batcher``, ``metrics``. Around it:
-``workers`` (several processes), ``fleet`` (which agree), ``watchdog``. Run: ``python -m serving.fastapi_server``.
+In the order in which a request passes them: `protocol` (the connection), `admission`, `predict/` (`POST /predict`),
+`app` and `oip/` (all other routes), `models/` (the loaded models), `metrics`. Around them: `workers` (several
+processes) and `watchdog`.
 """

@@ -1,4 +1,4 @@
-"""The application of one worker process: routes and life cycle. Nothing is global."""
+"""The application of one worker process: routes and life cycle. There is no global state."""
 
 import asyncio
 import time
@@ -13,21 +13,22 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Message, Receive, Scope, Send
 
 from bundle.schemas import Prediction, Predictions
+from serving.fastapi_server.connection import ClientDisconnectedError, status_of_lost_request
+from serving.fastapi_server.dependencies import KEY_SCHEMES
 from serving.fastapi_server.metrics import NO_MODEL
-from serving.fastapi_server.oip.routes import BODY_SCHEMAS, KEY_SCHEMES
+from serving.fastapi_server.oip.routes import BODY_SCHEMAS
 from serving.fastapi_server.oip.routes import router as inference_protocol
-from serving.fastapi_server.predict.bodies import ClientGoneError, ImageJson
+from serving.fastapi_server.predict.bodies import ImageJson
 from serving.fastapi_server.predict.endpoint import PredictEndpoint
-from serving.fastapi_server.predict.request import CLIENT_GONE, TIMEOUT_HEADER, request_id
 from serving.fastapi_server.problems import PROBLEMS, documented, install_problem_handlers
-from serving.fastapi_server.protocol import CONNECTION
+from serving.fastapi_server.request_headers import REQUEST_ID_HEADER, TIMEOUT_HEADER, request_id
 from serving.fastapi_server.service import Service
 from serving.fastapi_server.watchdog import MARGIN_S, Watchdog
 from serving.settings import ServingSettings
 
 
 class Application:
-    """The ASGI application: `POST /predict` by its own short way, everything else by FastAPI."""
+    """The ASGI application. `POST /predict` does not pass through FastAPI; everything else does."""
 
     def __init__(self, settings: ServingSettings) -> None:
         self.service = Service(settings.of("fastapi"))
@@ -35,7 +36,7 @@ class Application:
         self._fastapi = _fastapi(self.service, self._predict)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the process's life."""
+        """Handle one request, or the lifespan of the process."""
         if scope["type"] != "http":
             await self._fastapi(scope, receive, send)
         elif scope["path"] == "/predict" and scope["method"] == "POST":
@@ -44,13 +45,9 @@ class Application:
             await self._other(scope, receive, send)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """FastAPI's part, with a request id, and counted where it is an inference.
-
-        Health, metrics and documentation do not count as under way: they are open to all, who could fill the places.
-        """
+        """FastAPI's routes. Add the request id to the response, and count inference requests in the metrics."""
         started = time.perf_counter()
-        counts = scope["method"] == "POST"
-        identity = (b"x-request-id", request_id(dict(scope["headers"])))
+        identity = (REQUEST_ID_HEADER, request_id(dict(scope["headers"])))
         status = 500
 
         async def send_with_id(message: Message) -> None:
@@ -60,19 +57,17 @@ class Application:
                 message["headers"] = [*message.get("headers", []), identity]
             await send(message)
 
-        self.service.access.in_flight += counts
         try:
             await self._fastapi(scope, receive, send_with_id)
         finally:
-            self.service.access.in_flight -= counts
             if scope["path"].endswith("/infer"):
-                name = str(scope.get("path_params", {}).get("model", NO_MODEL))
-                name = name if status == 200 else NO_MODEL  # a label that anybody could invent would grow without bound
+                # Failed requests may name any model; as labels, those names would grow without bound.
+                name = str(scope.get("path_params", {}).get("model", NO_MODEL)) if status == 200 else NO_MODEL
                 self.service.metrics.answered(name, status, time.perf_counter() - started)
 
 
 def create_app(settings: ServingSettings) -> Application:
-    """The service that `settings` describe. Models are loaded when it starts, before it accepts requests."""
+    """The service with these settings. It loads its models when it starts, before it accepts requests."""
     return Application(settings)
 
 
@@ -82,19 +77,18 @@ Classify an image: **POST /predict** below, *Try it out*, choose a file. Or:
     curl -F file=@image.png http://HOST/predict
     curl --data-binary @image.png -H 'Content-Type: image/png' http://HOST/predict
 
-The same server speaks the Open Inference Protocol v2, so that `tritonclient.http` works with it.
+The server also implements the Open Inference Protocol v2, so `tritonclient.http` works with it.
 """
 
 
 def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.hosting.start(service.fleet.dropped())
-        await service.fleet.join()
+        await service.agreement.join()
         watchdog = Watchdog(service.hosting.turns, service.settings.request_timeout_s + MARGIN_S)
         flushing = asyncio.create_task(service.flush_forever())
         yield
-        await service.fleet.leave()
+        await service.agreement.leave()
         await service.hosting.close()
         watchdog.end()
         flushing.cancel()
@@ -105,7 +99,7 @@ def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     install_problem_handlers(app)
     _add_predict(app, endpoint)
     app.include_router(inference_protocol)
-    app.add_exception_handler(ClientGoneError, _gone)
+    app.add_exception_handler(ClientDisconnectedError, _disconnected)
     describe = app.openapi
     app.openapi = lambda: _corrected(describe())  # type: ignore[method-assign]
 
@@ -120,15 +114,14 @@ def _fastapi(service: Service, endpoint: PredictEndpoint) -> FastAPI:
     return app
 
 
-async def _gone(request: Request, _: Exception) -> Response:
-    """For the metrics: nobody reads it."""
-    connection = request.scope.get(CONNECTION)
-    return Response(status_code=408 if connection is not None and connection.too_slow else CLIENT_GONE)
+async def _disconnected(request: Request, _: Exception) -> Response:
+    """A response that is not sent; its status is for the metrics."""
+    return Response(status_code=status_of_lost_request(request.scope))
 
 
 def _corrected(description: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI's description, with the bodies that are read by hand; and without its 422 for a bad parameter, which is a
-    400 here.
+    """FastAPI's description, with the schemas of the bodies that the routes read themselves, and without FastAPI's 422
+    for invalid parameters, which is a 400 here.
     """
     description["components"]["schemas"] |= BODY_SCHEMAS
     for path in description["paths"].values():
@@ -153,7 +146,7 @@ _BODIES: Final = {
                         "file": {
                             "type": "array",
                             "items": {"type": "string", "format": "binary"},
-                            "description": "images",
+                            "description": "one or more images",
                         }
                     },
                 }
@@ -168,7 +161,7 @@ _BODIES: Final = {
 
 
 def _add_predict(app: FastAPI, endpoint: PredictEndpoint) -> None:
-    """Describe /predict to OpenAPI. What comes by this way is handed to the same endpoint."""
+    """Describe /predict in OpenAPI. A request that arrives through this route is passed to the same endpoint."""
 
     class DelegatedResponse(Response):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -185,18 +178,20 @@ def _add_predict(app: FastAPI, endpoint: PredictEndpoint) -> None:
     async def predict(
         request: Request,
         top_k: Annotated[
-            int | None, Query(ge=1, description="how many classes; also as header X-Top-K; default 5")
+            int | None, Query(ge=1, description="number of classes; also accepted as header X-Top-K; default: 5")
         ] = None,
-        model: Annotated[str | None, Query(description="default: the first one that was deployed")] = None,
+        model: Annotated[
+            str | None, Query(description="model name; default: the first model of the deployment")
+        ] = None,
         version: Annotated[
-            int | None, Query(ge=1, le=999_999_999, description="default: the one that was loaded last")
+            int | None, Query(ge=1, le=999_999_999, description="model version; default: the model's default version")
         ] = None,
         timeout_ms: Annotated[
             int | None,
-            Header(alias=TIMEOUT_HEADER.decode(), ge=1, le=999_999_999, description="give up after so long"),
+            Header(alias=TIMEOUT_HEADER.decode(), ge=1, le=999_999_999, description="deadline in milliseconds"),
         ] = None,
     ) -> Response:
-        """What is in an image? One image is answered with `predictions`; several `file`s with `results`, one per
-        image. The header `X-Request-Id` is repeated in the answer.
+        """Classify one or more images. The answer to one image has `predictions`; the answer to several `file` fields has
+        `results`, with one entry per image. The response repeats the header `X-Request-Id`.
         """
         return DelegatedResponse()

@@ -1,8 +1,8 @@
-"""What Prometheus is told. Names and units follow https://prometheus.io/docs/practices/naming/.
+"""Metrics for Prometheus. Names and units follow https://prometheus.io/docs/practices/naming/.
 
-Requests are added up in plain numbers (`Tally`), which `flush` hands to prometheus_client a few times a second and
-before each scrape. With several worker processes (PROMETHEUS_MULTIPROC_DIR is set, see `__main__`) each writes its
-numbers to files, and whichever answers /metrics adds all of them up.
+Observations are collected in plain numbers (`Tally`). `flush` passes them to prometheus_client a few times a second and
+before each scrape. Several worker processes (`__main__` sets PROMETHEUS_MULTIPROC_DIR) write their numbers to files; the
+worker that answers /metrics adds all of them up.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from bundle.errors import TridentError
 from bundle.provenance import git_revision, package_versions
-from serving.fastapi_server.models.batcher import Job
 
 MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
 BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -30,8 +29,10 @@ NO_MODEL: Final = "-"
 
 
 class Tally:
-    """What a histogram has not been told yet. An observation is two additions here; in prometheus_client it is a lock,
-    a search in Python and several calls, and five of them were a sixth of a small request's time.
+    """Observations that a histogram has not received yet.
+
+    An observation costs two additions here. In prometheus_client it costs a lock, a search in Python and several calls;
+    five of them took a sixth of a small request's time.
     """
 
     __slots__ = ("_bounds", "_counts", "_histogram", "_sum")
@@ -43,12 +44,12 @@ class Tally:
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        """One more."""
+        """Add one observation."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def flush(self) -> None:
-        """Hand over. The histogram's own parts are used: its public `observe` takes one value at a time."""
+        """Pass the observations on. Uses private attributes, as the public `observe` takes one value at a time."""
         for bucket, count in zip(self._histogram._buckets, self._counts, strict=True):
             if count:
                 bucket.inc(count)
@@ -59,7 +60,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetrics:
-    """One model's own metrics."""
+    """The metrics of one model."""
 
     request_duration: Tally
     decode: Tally
@@ -69,34 +70,40 @@ class ModelMetrics:
     queue_depth: Gauge
 
     def flush(self, depth: int) -> None:
-        """Hand over."""
+        """Pass the observations on to prometheus_client."""
         for tally in (self.request_duration, self.decode, self.queue, self.inference, self.batch_size):
             tally.flush()
         self.queue_depth.set(depth)
 
 
 class Metrics:
-    """The metrics of one process, in a registry of its own."""
+    """The metrics of one process, with their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
         self._requests = Counter(
-            "trident_requests", "Answered requests, by status code.", ["model", "code"], registry=registry
+            "trident_requests",
+            "Answered requests, by status code; 499: the client disconnected.",
+            ["model", "code"],
+            registry=registry,
         )
         self._rejected = Counter(
-            "trident_rejected", "Requests refused or given up, by reason.", ["reason"], registry=registry
+            "trident_rejected",
+            "Refused requests: client errors, overload, missed deadlines. By reason.",
+            ["reason"],
+            registry=registry,
         )
         self._request_duration = Histogram(
             "trident_request_duration_seconds",
-            "From a request's headers to its answer.",
+            "Time from a request's headers to its response, of successful requests.",
             ["model"],
             buckets=BUCKETS_S,
             registry=registry,
         )
         self._stage_duration = Histogram(
             "trident_stage_duration_seconds",
-            f"An image's time in each stage: {', '.join(STAGES)}.",
+            f"Time of an image in each stage: {', '.join(STAGES)}.",
             ["model", "stage"],
             buckets=BUCKETS_S,
             registry=registry,
@@ -106,13 +113,13 @@ class Metrics:
         )
         self._queue_depth = Gauge(
             "trident_queue_depth",
-            "Images that wait or are in the model.",
+            "Images that wait or are being classified.",
             ["model"],
             multiprocess_mode="livesum",
             registry=registry,
         )
         self._in_flight = Gauge(
-            "trident_requests_in_flight", "Requests under way.", multiprocess_mode="livesum", registry=registry
+            "trident_requests_in_flight", "Requests in flight.", multiprocess_mode="livesum", registry=registry
         )
         self._model_info = Gauge(
             "trident_model_info",
@@ -125,7 +132,7 @@ class Metrics:
         names = [name.replace("-", "_") for name in versions]
         build_info = Gauge(
             "trident_build_info",
-            "1; the labels say what runs.",
+            "1; the labels are the versions of the software.",
             ["revision", *names],
             multiprocess_mode="livemax",
             registry=registry,
@@ -135,7 +142,7 @@ class Metrics:
         self._models: dict[str, ModelMetrics] = {}
 
     def of_model(self, model: str) -> ModelMetrics:
-        """Made when it is first asked for."""
+        """The metrics of a model; created at the first call."""
         if (found := self._models.get(model)) is None:
             decode, queue, inference = (Tally(self._stage_duration.labels(model, stage), BUCKETS_S) for stage in STAGES)
             found = self._models[model] = ModelMetrics(
@@ -149,31 +156,18 @@ class Metrics:
         return found
 
     def answered(self, model: str, status: int, seconds: float) -> None:
-        """A request is answered. How long it took is kept of the good ones."""
+        """Count an answered request. The duration is recorded only for status 200."""
         self._answers[model, status] += 1
         if status == 200:
             self.of_model(model).request_duration.observe(seconds)
 
     def refused(self, error: Exception) -> None:
-        """A request ended with this error. Those that are the server's own fault are not refusals."""
+        """Count a refused request. Internal errors are not counted here."""
         if isinstance(error, TridentError) and error.status != TridentError.status:
             self._rejected.labels(error.kind).inc()
 
-    def batch_done(self, model: str, jobs: Sequence[Job]) -> None:
-        """Images of one batch are through (or were refused)."""
-        metrics = self.of_model(model)
-        size = 0
-        for job in jobs:
-            if job.probabilities is not None:
-                size = job.batch_size
-                metrics.decode.observe(job.decode_s)
-                metrics.queue.observe(job.queue_s)
-                metrics.inference.observe(job.inference_s)
-        if size:
-            metrics.batch_size.observe(size)
-
     def flush(self, in_flight: int, queue_depths: Mapping[str, int]) -> None:
-        """Hand over to prometheus_client what was added up since the last time, and how things stand now."""
+        """Pass the collected observations on to prometheus_client, and set the gauges."""
         self._in_flight.set(in_flight)
         for (model, status), count in self._answers.items():
             self._requests.labels(model, str(status)).inc(count)
@@ -182,12 +176,12 @@ class Metrics:
             metrics.flush(queue_depths.get(name, 0))
 
     def set_model(self, model: str, version: int, runtime: str, precision: str, device: str, *, loaded: bool) -> None:
-        """A version was loaded or dropped."""
+        """Show that a version was loaded or unloaded."""
         labels = (model, str(version), runtime, precision, device)
         self._model_info.labels(*labels).set(1 if loaded else 0)
 
     def exposition(self) -> bytes:
-        """The text that Prometheus scrapes; of all worker processes."""
+        """The text that Prometheus scrapes, for all worker processes."""
         folder = os.environ.get(MULTIPROCESS)
         if folder is None:
             return generate_latest(self.registry)
@@ -198,9 +192,9 @@ class Metrics:
 
 
 def _forget_dead_workers(folder: Path) -> None:
-    """A worker that is gone has no queue and no requests under way; its counters stay."""
+    """Delete the gauges of workers that have ended. Their counters stay."""
     for file in folder.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
         if not psutil.pid_exists(pid):
-            with contextlib.suppress(FileNotFoundError):  # another scrape does the same
+            with contextlib.suppress(FileNotFoundError):  # another scrape has deleted it
                 mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Errors -> `application/problem+json` (RFC 9457). A client reads what it did wrong, never our internals."""
+"""Errors as `application/problem+json` (RFC 9457). Clients see the reason of a 4xx, never internals of the server."""
 
 import logging
 import math
@@ -16,25 +16,25 @@ from bundle.schemas import Problem, problem
 
 PROBLEM_JSON: Final = "application/problem+json"
 
-# What OpenAPI says of each.
+# The descriptions in OpenAPI.
 PROBLEMS: Final = {
     400: "malformed request, or empty image",
-    401: "API key missing or wrong (where keys are set)",
+    401: "API key missing or wrong (if the server has API keys)",
     404: "unknown model or version",
-    408: "the request was too slow in coming",
+    408: "the request did not arrive in time",
     413: "too many bytes or pixels",
-    415: "not an image type",
+    415: "not a supported image type",
     422: "the image cannot be decoded",
-    429: "the queue is full; see Retry-After",
+    429: "the server is overloaded; see Retry-After",
     503: "not ready, or stopping; see Retry-After",
-    504: "no answer in time",
+    504: "no answer before the deadline",
 }
 
 log = logging.getLogger(__name__)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` for these problems."""
+    """OpenAPI's `responses` for these status codes."""
     return {
         status: {"model": Problem, "description": PROBLEMS[status], "content": {PROBLEM_JSON: {}}}
         for status in statuses
@@ -42,12 +42,11 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
-    """The problem, and headers that go with it. An error that is not ours is logged here and stays opaque outside."""
+    """The problem, and the headers that belong to it. An internal error is logged, and its message is not disclosed."""
     if not isinstance(error, TridentError) or error.status == TridentError.status:
         log.error("internal error", exc_info=error)
-        return problem(
-            TridentError.status, TridentError.kind, TridentError.title, "the server failed; its log says why"
-        ), {}
+        detail = "an internal error occurred; see the server's log"
+        return problem(TridentError.status, TridentError.kind, TridentError.title, detail), {}
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
@@ -56,10 +55,14 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
     return problem(error.status, error.kind, error.title, error.message), headers
 
 
+def problem_of_status(status: int, detail: str) -> Problem:
+    """A problem that has no error class: its kind and title are the status code's phrase."""
+    title = HTTPStatus(status).phrase
+    return problem(status, title.lower().replace(" ", "-"), title, detail)
+
+
 def install_problem_handlers(app: FastAPI) -> None:
-    """Answer every error of `app` as a problem: ours, FastAPI's validation, Starlette's routing, and what nobody
-    expected.
-    """
+    """Answer every error of `app` with a problem: our errors, validation errors, routing errors, and unexpected ones."""
 
     async def ours(request: Request, error: Exception) -> Response:
         if request.url.path.endswith("/infer"):
@@ -68,14 +71,12 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        return _response(request, *problem_of(RequestError(faults)))
+        details = "; ".join(f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
+        return _response(request, *problem_of(RequestError(details)))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        title = HTTPStatus(error.status_code).phrase
-        found = problem(error.status_code, title.lower().replace(" ", "-"), title, str(error.detail))
-        return _response(request, found, dict(error.headers or {}))
+        return _response(request, problem_of_status(error.status_code, str(error.detail)), dict(error.headers or {}))
 
     app.add_exception_handler(TridentError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -86,5 +87,5 @@ def install_problem_handlers(app: FastAPI) -> None:
 def _response(request: Request, found: Problem, headers: dict[str, str]) -> Response:
     content = found.model_dump()
     if request.url.path.startswith("/v2"):
-        content["error"] = found.detail  # where clients of the Open Inference Protocol look for it
+        content["error"] = found.detail  # the Open Inference Protocol's field
     return Response(to_json(content), found.status, headers, PROBLEM_JSON)

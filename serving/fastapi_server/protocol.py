@@ -1,67 +1,53 @@
-"""uvicorn's HTTP/1.1 protocol, with what it lacks: limits on what a slow or greedy client may hold, word of a lost
-connection, a drain that loses nothing, and a short way for plain requests (`express.py`).
+"""uvicorn's HTTP/1.1 protocol, extended: time limits for slow clients, notice of lost connections, a drain that answers
+every request, and the fast path of `/predict`.
 
-The time limit is on the whole request, from its first byte to its last: whoever sends a header or a byte of body now
-and then holds a connection no longer than `read_timeout_s`
-(https://en.wikipedia.org/wiki/Slowloris_(computer_security)). Whoever does not read the answer holds it no longer
-either.
+The read limit covers a request from its first byte to its last. A client that sends a few bytes now and then therefore
+cannot hold a connection longer than `read_timeout_s` (https://en.wikipedia.org/wiki/Slowloris_(computer_security)). The
+same limit applies to a client that does not read the response.
 """
 
 import asyncio
-from http import HTTPStatus
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bundle.errors import RequestTimeoutError
-from bundle.schemas import problem
+from serving.fastapi_server.connection import CONNECTION
 from serving.fastapi_server.predict.fast_path import PATH, FastPath
 from serving.fastapi_server.predict.request import PredictResponse
-from serving.fastapi_server.problems import PROBLEM_JSON
+from serving.fastapi_server.problems import PROBLEM_JSON, problem_of_status
 
-CONNECTION: Final = "trident.connection"  # in the ASGI scope
-# After SIGTERM a kept connection stays open this long, so that a request that is on its way is still answered.
+# After SIGTERM, an idle connection stays open this long: a request may be on its way.
 DRAIN_S: Final = 0.5
-# The rest of a request that was answered before its end is thrown away for this long.
+# If a request is answered before it is complete, the rest is read and discarded for this long.
 LINGER_S: Final = 1.0
-
-
-# Of one request's line and headers together.
+# The limit for the request line and the headers together.
 MAX_HEAD_BYTES: Final = 65_536
 
 
-class Connection(Protocol):
-    """What the endpoint needs to know of the connection."""
-
-    too_slow: bool  # the request did not come in time, and has been answered so
-
-    def cancel_when_lost(self, future: "asyncio.Future[Any]") -> None:
-        """Cancel the future if the client goes away before it is done."""
-
-
 class ServiceProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection. Implements `connection.Connection`."""
 
-    cycle: Any  # uvicorn's RequestResponseCycle, or an FastPath
+    cycle: Any  # uvicorn's RequestResponseCycle, or a FastPath
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client connected: it has `read_timeout_s` to send its first request."""
+        """A client has connected. It has `read_timeout_s` to send its first request."""
         self.lost = self.too_slow = False
         self._head_bytes = 0
-        self._unread: asyncio.TimerHandle | None = None
-        self._riding: FastPath | None = None
+        self._fast: FastPath | None = None  # the latest request on the fast path
         self._draining = False
-        self._whole = False  # whether the bytes that came last ended a request
-        self._awaited: list[asyncio.Future[Any]] = []
+        self._complete = False  # whether the latest bytes completed a request
+        self._futures: list[asyncio.Future[Any]] = []  # cancelled when the client disconnects
         self._stage: Literal["idle", "headers", "body"] = "idle"  # what is being read
-        self._reading: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self.read_timeout_s: float = self.app.service.settings.read_timeout_s
-        self._read_within(self.read_timeout_s)
+        self._limit_read(self.read_timeout_s)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came. On an idle connection they begin a request, whose time runs from now if it is not there whole."""
-        self._whole = False
+        """Parse bytes. The read limit starts with the first bytes of a request that is not complete."""
+        self._complete = False
         super().data_received(data)
         if self._stage == "headers":
             self._head_bytes += len(data)
@@ -69,126 +55,129 @@ class ServiceProtocol(HttpToolsProtocol):
                 self._refuse(431, "the request's headers are too large")
         else:
             self._head_bytes = 0
-        if self._reading is None and not (self._whole and self._stage == "idle"):
-            self._read_within(self.read_timeout_s)
+        if self._read_timer is None and not (self._complete and self._stage == "idle"):
+            self._limit_read(self.read_timeout_s)
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
         self._stage = "headers"
-        self._awaited = [future for future in self._awaited if not future.done()]
+        self._futures = [future for future in self._futures if not future.done()]
         self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
-        """Its headers are there: now its way is known."""
+        """Choose the path of the request."""
         self._stage = "body"
-        express = self._fast_path()
-        if express is None:
-            super().on_headers_complete()
-        else:
-            self.cycle = self._riding = express
-        if self._draining:
-            self.cycle.keep_alive = False
-
-    def _fast_path(self) -> FastPath | None:
-        """The request on the short way, if that is for it."""
         path, _, query = self.url.partition(b"?")
-        plain = (
-            path == PATH
-            and b"#" not in query
-            and (self.cycle is None or self.cycle.response_complete)
+        if path == PATH and b"#" not in query and self._is_plain() and FastPath.accepts(headers := dict(self.headers)):
+            self.cycle = self._fast = FastPath(self.app.service, headers, self._send)
+            self.cycle.keep_alive = not self._draining
+            self.cycle.start(query)
+        else:
+            super().on_headers_complete()
+            if self._draining:
+                self.cycle.keep_alive = False
+
+    def _is_plain(self) -> bool:
+        """Whether the connection's state and the method allow the fast path."""
+        return (
+            (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()
         )
-        return FastPath.begin(self.app.service, query, dict(self.headers), self._send) if plain else None
 
     def on_body(self, body: bytes) -> None:
-        """A piece of its body."""
+        """A part of the body has arrived."""
         if isinstance(self.cycle, FastPath):
             self.cycle.add(body)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """It is there whole."""
+        """The request is complete."""
         self._stage = "idle"
-        self._whole = True
-        self._read_within(None)
+        self._complete = True
+        self._limit_read(None)
         if isinstance(self.cycle, FastPath):
-            self.cycle.submit()
+            if not self.cycle.response_complete:
+                self.cycle.submit()
+                return
         else:
             super().on_message_complete()
-            if self.cycle.response_complete and not self.transport.is_closing():
-                self._unset_keepalive_if_required()  # the rest of a request that was answered early
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._unset_keepalive_if_required()  # the request was answered before it was complete
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
-    def _send(self, express: FastPath, reply: PredictResponse) -> None:
-        """Answer what came the short way: one packet."""
+    def _send(self, fast: FastPath, response: PredictResponse) -> None:
+        """Send a response of the fast path, in one packet."""
         if self.lost:
             return
-        lines = [STATUS_LINE[reply.status]]
-        for name, value in (*self.server_state.default_headers, *reply.headers):
-            lines += (name, b": ", value, b"\r\n")
-        if not express.keep_alive:
-            lines.append(b"connection: close\r\n")
-        express.response_started = express.response_complete = True
-        self.transport.write(b"".join((*lines, b"\r\n", reply.body)))
-        if not express.keep_alive:
-            self.transport.close()
+        fast.response_started = fast.response_complete = True
+        self._write(response.status, response.headers, response.body, close=not fast.keep_alive)
         self.on_response_complete()
 
-    def on_response_complete(self) -> None:
-        """It is answered. Where that was before its end (a body too large), the rest is thrown away, but not for long.
+    def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, close: bool) -> None:
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            lines += (name, b": ", value, b"\r\n")
+        if close:
+            lines.append(b"connection: close\r\n")
+        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        if close:
+            self.transport.close()
 
-        Hanging up at once would be a reset, and the client would never see the answer.
+    def on_response_complete(self) -> None:
+        """A response has been sent. If its request is not complete, discard the rest of it for a while.
+
+        An immediate close would reset the connection, and the client might not see the response.
         """
         super().on_response_complete()
         if self._stage == "body" and self.cycle.response_complete:
-            self._read_within(LINGER_S)
+            self._limit_read(LINGER_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client went away: what was computed for it need not be finished."""
+        """The client has disconnected: cancel its work."""
         self.lost = True
-        self._read_within(None)
-        for future in self._awaited:
+        self._limit_read(None)
+        for future in self._futures:
             future.cancel()
-        if self._riding is not None and not self._riding.response_complete:
-            self._riding.lost(too_slow=self.too_slow)
+        if self._fast is not None and not self._fast.response_complete:
+            self._fast.lost(too_slow=self.too_slow)
         self.resume_writing()
         super().connection_lost(exc)
 
     def cancel_when_lost(self, future: "asyncio.Future[Any]") -> None:
-        """As `Connection` says."""
-        self._awaited.append(future)
+        """See `connection.Connection`."""
+        self._futures.append(future)
 
     def pause_writing(self) -> None:
-        """The client does not read. Not for long."""
+        """The client does not read. Close the connection if that does not change."""
         super().pause_writing()
-        if self._unread is None:
-            self._unread = self.loop.call_later(self.read_timeout_s, self.transport.abort)
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.read_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """The client reads again."""
         super().resume_writing()
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP."""
+        """Answer bytes that are not HTTP."""
         self._refuse(400, msg)
 
     def shutdown(self) -> None:
-        """The server stops: answer what is under way or about to come, then close."""
+        """The server stops: answer the requests that are in flight or on their way, then close."""
         self._draining = True
         self.app.service.hosting.drain()
         if self._is_idle():
             self.loop.call_later(DRAIN_S, self._close_if_idle)
-        elif self._owes_an_answer():
+        elif self._awaits_response():
             self.cycle.keep_alive = False
 
     def _close_if_idle(self) -> None:
@@ -196,22 +185,23 @@ class ServiceProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _is_idle(self) -> bool:
-        return self._stage == "idle" and not self._owes_an_answer()
+        return self._stage == "idle" and not self._awaits_response()
 
-    def _owes_an_answer(self) -> bool:
+    def _awaits_response(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _read_within(self, seconds: float | None) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-        self._reading = self.loop.call_later(seconds, self._too_slow) if seconds is not None else None
+    def _limit_read(self, seconds: float | None) -> None:
+        """Restart the read limit; None: no limit."""
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+        self._read_timer = self.loop.call_later(seconds, self._read_timed_out) if seconds is not None else None
 
-    def _too_slow(self) -> None:
-        """Answer 408, if there is something to answer, and hang up."""
-        self._reading = None
+    def _read_timed_out(self) -> None:
+        """Answer 408 if the request has no response yet, and close."""
+        self._read_timer = None
         if self.transport.is_closing():
             return
-        if self._stage == "headers" and self._owes_an_answer():  # to the request before: that one first
+        if self._stage == "headers" and self._awaits_response():  # the previous request is answered first
             self.cycle.keep_alive = False
             return
         self.too_slow = True
@@ -219,21 +209,12 @@ class ServiceProtocol(HttpToolsProtocol):
         if self._stage == "headers" or unanswered_body:
             self._refuse(RequestTimeoutError.status, f"the request was not complete within {self.read_timeout_s:g} s")
         if unanswered_body:
-            self.cycle.disconnected = True  # the application's `receive` tells it
+            self.cycle.disconnected = True  # the application learns it from `receive`
             self.cycle.message_event.set()
         self.transport.close()
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Write a problem, and hang up."""
-        title = HTTPStatus(status).phrase
-        body = problem(status, title.lower().replace(" ", "-"), title, detail).model_dump_json().encode()
-        lines = [STATUS_LINE[status]]
-        for name, value in (
-            *self.server_state.default_headers,
-            (b"content-type", PROBLEM_JSON.encode()),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ):
-            lines += (name, b": ", value, b"\r\n")
-        self.transport.write(b"".join((*lines, b"\r\n", body)))
-        self.transport.close()
+        """Send a problem, and close."""
+        body = problem_of_status(status, detail).model_dump_json().encode()
+        headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", b"%d" % len(body))]
+        self._write(status, headers, body, close=True)

@@ -1,8 +1,7 @@
-"""Several worker processes behind one port: uvicorn's supervisor of processes, with what it lacks.
+"""Several worker processes behind one port: uvicorn's process supervisor, with changes.
 
-A request to stop is heard at once, also while workers are being replaced (SIGHUP) or do not answer. A worker that cannot
-start ends the service only where no other one serves; and the service ends with an exit code other than 0 when nobody
-asked it to.
+A signal to stop takes effect at once, also while workers are replaced (SIGHUP) or do not respond. If a worker cannot
+start, the service ends only if no other worker is ready. If it ends without a signal, its exit code is not 0.
 """
 
 import logging
@@ -19,13 +18,13 @@ from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 log = logging.getLogger(__name__)
 
-_HUNG_S: Final = 30.0  # a worker that is still importing does not answer pings
-_PAUSE_S: Final = 2.0  # before another try of what could not start
+_HUNG_S: Final = 30.0  # a worker that is still importing does not answer a ping
+_PAUSE_S: Final = 2.0  # before the next attempt to start a worker
 _POLL_S: Final = 0.05
 
 
-class _Stop:
-    """As `threading.Event`, but a signal handler may set it: there is no lock that its own thread could hold."""
+class _StopEvent:
+    """Like `threading.Event`, but safe to set in a signal handler: it has no lock."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -47,32 +46,32 @@ class Workers(Multiprocess):
     """The processes, until SIGTERM or SIGINT, or until none of them can start.
 
     Args:
-        any_ready: whether some worker serves.
+        any_ready: whether at least one worker accepts requests.
     """
 
     def __init__(self, config: Config, start_timeout_s: float, any_ready: Callable[[], bool]) -> None:
         super().__init__(config, [config.bind_socket()])
-        config.timeout_worker_healthcheck = max(1, int(start_timeout_s))  # of a SIGHUP's new worker
+        config.timeout_worker_healthcheck = max(1, int(start_timeout_s))  # for a new worker after SIGHUP
         self._any_ready = any_ready
-        self._asked_to_stop = False
-        self.should_exit: Any = _Stop()
+        self._stop_requested = False
+        self.should_exit: Any = _StopEvent()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
 
     def run(self) -> None:
-        """As uvicorn's; but ends the process with an error if no worker could start."""
+        """Run as uvicorn does, but exit with an error if no worker could start."""
         super().run()
-        if not self._asked_to_stop:
+        if not self._stop_requested:
             sys.exit(STARTUP_FAILURE)
 
     def keep_subprocess_alive(self) -> None:
-        """Replace each worker that is dead or hung."""
+        """Replace every worker that has ended or does not respond."""
         for index, worker in enumerate(self.processes):
-            if self._is_well(worker):
+            if self._is_healthy(worker):
                 continue
             worker.kill()
             worker.join()
-            log.error("worker %s has ended with %s", worker.pid, worker.exitcode)
+            log.error("worker %s has ended with exit code %s", worker.pid, worker.exitcode)
             if worker.exitcode == STARTUP_FAILURE:
                 if not self._any_ready():
                     self.should_exit.set()
@@ -82,8 +81,8 @@ class Workers(Multiprocess):
             self.processes[index] = Process(self.config, self.sockets)
             self.processes[index].start()
 
-    def _is_well(self, worker: Process) -> bool:
-        """Whether it lives and answers; also if it is no more time to ask."""
+    def _is_healthy(self, worker: Process) -> bool:
+        """Whether the worker runs and answers a ping. True if the service stops meanwhile."""
         deadline = time.monotonic() + _HUNG_S
         try:
             if worker.process.is_alive():
@@ -95,9 +94,9 @@ class Workers(Multiprocess):
                     worker.parent_conn.recv()
                     return True
         except (OSError, EOFError):
-            log.debug("worker %s does not answer", worker.pid, exc_info=True)
+            log.debug("worker %s does not respond", worker.pid, exc_info=True)
         return False
 
     def _stop(self, _: int, __: FrameType | None) -> None:
-        self._asked_to_stop = True
+        self._stop_requested = True
         self.should_exit.set()

@@ -8,7 +8,7 @@ from bundle.golden import Fault
 from bundle.store import Bundle
 from serving.clients.endpoint import Endpoint, ServerName
 from serving.clients.http_wire import API_KEY_HEADER
-from serving.fastapi_server.models.fleet import JOURNAL, SHARED, ready_workers
+from serving.fastapi_server.models.desired_state import SHARED_PREFIX, STATE_FOLDER, ready_workers
 from serving.scratch import make_scratch_folder, remove_scratch, scratch_folder
 from serving.server_api import call, fetch
 from serving.servers.model_config import settings_of_classifier
@@ -94,7 +94,7 @@ def missing_workers(workers: int, scratch: Path) -> Fault | None:
     """The fault of a service that shares its state in the folder `scratch`, if it lacks ready worker processes."""
     if workers == 1:  # the one worker is the service's only process
         return None
-    ready = sum(len(ready_workers(path)) for path in scratch.glob(f"{SHARED}*/{JOURNAL}"))
+    ready = sum(len(ready_workers(path)) for path in scratch.glob(f"{SHARED_PREFIX}*/{STATE_FOLDER}"))
     return Fault("server", f"{ready} of {workers} workers") if ready < workers else None
 
 

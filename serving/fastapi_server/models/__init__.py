@@ -1,1 +1,1 @@
-"""The models of one service process: batching, loading and unloading, and agreement between the processes."""
+"""The models of one service process: batching, loading and unloading, and the state that all processes agree on."""

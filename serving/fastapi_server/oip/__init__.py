@@ -1,1 +1,1 @@
-"""The Open Inference Protocol v2 over HTTP: routes and tensors."""
+"""The Open Inference Protocol v2 over REST: routes and tensors."""

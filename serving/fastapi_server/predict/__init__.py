@@ -1,1 +1,1 @@
-"""`POST /predict`: bodies, the request from admission to response, and the fast path of plain requests."""
+"""`POST /predict`: the forms of its body, the request from admission to response, and the fast path."""

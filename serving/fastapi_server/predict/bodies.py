@@ -1,7 +1,7 @@
-"""HTTP bodies in, encoded images out. Never reads past `max_body_bytes`.
+"""The encoded images in the body of `POST /predict`.
 
-Three forms: the image itself (`image/*` or `application/octet-stream`), multipart/form-data with one or more files in
-fields `file`, and JSON `{"image_b64": "..."}`.
+The body has one of three forms: the image itself (`image/*` or `application/octet-stream`), multipart/form-data with
+one or more files in fields `file`, or JSON `{"image_b64": "..."}`.
 """
 
 import base64
@@ -12,59 +12,27 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.types import Message, Receive
 
-from bundle.errors import BodyTooLargeError, EmptyImageError, RequestError, UnsupportedMediaTypeError
+from bundle.errors import EmptyImageError, RequestError, UnsupportedMediaTypeError
 
 MAX_IMAGES: Final = 64
 
 
 class ImageJson(BaseModel):
-    """The JSON form."""
+    """The JSON form of a body."""
 
     model_config = ConfigDict(extra="forbid")
 
     image_b64: str = Field(description="the encoded image in base64")
 
 
-class ClientGoneError(Exception):
-    """The client closed the connection before its request was complete: there is nobody to answer."""
-
-
-async def read_body(receive: Receive, declared: bytes, max_body_bytes: int) -> bytes:
-    """A request's body. `declared` is its Content-Length, or b"".
-
-    Raises:
-        BodyTooLargeError: declared or found to be larger; the rest is not read.
-        ClientGoneError.
-    """
-    if declared.isdigit() and int(declared) > max_body_bytes:
-        raise BodyTooLargeError(f"the body has {declared.decode()} bytes; at most {max_body_bytes} are accepted")
-    message: Message = await receive()
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        parts, size = [body], len(body)
-        while message.get("more_body"):
-            message = await receive()
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > max_body_bytes:
-                break
-        body = b"".join(parts)
-    if message["type"] == "http.disconnect":
-        raise ClientGoneError
-    if len(body) > max_body_bytes:
-        raise BodyTooLargeError(f"the body has more than {max_body_bytes} bytes")
-    return body
-
-
 def is_image(content_type: bytes) -> bool:
-    """Whether the body is the image itself."""
+    """Whether the body is the image itself. An empty `content_type` counts as an image."""
     return content_type.startswith((b"image/", b"application/octet-stream")) or not content_type
 
 
 async def images_in(body: bytes, content_type: str) -> list[bytes]:
-    """The encoded images in a body of any of the three forms; at least one.
+    """The encoded images in a body of any of the three forms: at least one.
 
     Raises:
         UnsupportedMediaTypeError, RequestError, EmptyImageError.
@@ -91,7 +59,7 @@ async def _from_multipart(body: bytes, content_type: str) -> list[bytes]:
         parser = MultiPartParser(Headers({"content-type": content_type}), stream(), **limits)
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
-        raise RequestError(f"the form cannot be read: {error}") from error
+        raise RequestError(f"the form is malformed: {error}") from error
     try:
         files = form.getlist("file")
         if not files:

@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import uvicorn
 from serving.fastapi_server.app import Application, create_app
 from serving.fastapi_server.protocol import ServiceProtocol
 from serving.settings import ServingSettings
+from tests.serving.fastapi_server.waiting import wait_for
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Live:
 
 @contextmanager
 def live_service(settings: ServingSettings) -> Iterator[Live]:
-    """Start, and stop at the end of the block as SIGTERM would."""
+    """Start the service; stop it at the end of the block, as SIGTERM does."""
     application = create_app(settings)
     config = uvicorn.Config(
         application,
@@ -48,9 +48,8 @@ def live_service(settings: ServingSettings) -> Iterator[Live]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive(), "the service did not start"
-            time.sleep(0.01)
+        wait_for(lambda: server.started or not thread.is_alive(), 60)
+        assert server.started, "the service did not start"
         yield Live(application, server, server.servers[0].sockets[0].getsockname())
     finally:
         server.should_exit = True

@@ -1,4 +1,4 @@
-"""Batching, with a model whose pace the test sets."""
+"""The batcher, with a fake model that the test can block."""
 
 import asyncio
 import threading
@@ -13,11 +13,13 @@ import pytest
 from bundle.errors import DeadlineExceededError, OverloadedError, RequestError, UnavailableError, UndecodableImageError
 from bundle.postprocess import Probabilities
 from bundle.preprocess import Pixels
-from serving.fastapi_server.models.batcher import Batcher, Job
+from serving.fastapi_server.models.batcher import Batcher
+from serving.fastapi_server.models.job import Job
+from tests.serving.fastapi_server.waiting import wait_until
 
 
 class Model:
-    """Gives each image its own first byte back. Notes its batches; can be held."""
+    """Returns the first byte of each image. Records its batches, and can be blocked."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -40,7 +42,7 @@ class Model:
             raise RuntimeError("the model failed")
         return np.array([[value] for value in values], np.float32)
 
-    def hold(self) -> None:
+    def block(self) -> None:
         self.go.clear()
         self.entered.clear()
 
@@ -60,9 +62,9 @@ def result(job: Job) -> int:
     return int(job.probabilities[0, 0])
 
 
-async def held(model: Model, made: Batcher) -> "asyncio.Future[Job]":
-    """A first job that keeps the model busy."""
-    model.hold()
+async def blocked(model: Model, made: Batcher) -> "asyncio.Future[Job]":
+    """Submit a first job, and block the model with it."""
+    model.block()
     first = made.submit(bytes([100]), 10)
     await asyncio.to_thread(model.entered.wait, 5)
     return first
@@ -75,8 +77,9 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 DECODERS = pytest.mark.parametrize("decoders", [0, 2])
 
 
+@pytest.mark.serial
 @DECODERS
-def test_a_lone_job_starts_at_once(decoders: int) -> None:
+def test_a_single_job_starts_at_once(decoders: int) -> None:
     async def test() -> None:
         model = Model()
         async with batcher(model, decoders=decoders) as made:
@@ -89,13 +92,14 @@ def test_a_lone_job_starts_at_once(decoders: int) -> None:
 
 
 @DECODERS
-def test_jobs_that_come_while_the_model_is_busy_form_the_next_batch(decoders: int) -> None:
+def test_jobs_that_arrive_while_the_model_is_busy_form_the_next_batch(decoders: int) -> None:
     async def test() -> None:
         model = Model()
         async with batcher(model, decoders=decoders) as made:
-            first = await held(model, made)
+            first = await blocked(model, made)
             others = [made.submit(bytes([i]), 10) for i in range(6)]
-            await asyncio.sleep(0.1)
+            queue = made._queue._decoded if decoders else made._queue._encoded
+            await wait_until(lambda: len(queue) == 6)
             model.go.set()
             assert [result(job) for job in await asyncio.gather(first, *others)] == [100, *range(6)]
             sizes = [len(batch) for batch in model.batches]
@@ -110,13 +114,13 @@ def test_jobs_that_come_while_the_model_is_busy_form_the_next_batch(decoders: in
 @DECODERS
 @pytest.mark.parametrize("position", [0, 2, 4])
 @pytest.mark.parametrize("fault", ["bad image", "cancelled", "expired"])
-def test_one_member_leaves_the_others_alone(decoders: int, position: int, fault: str) -> None:
-    """The first, a middle and the last waiter: unreadable, cancelled, or too late."""
+def test_a_faulty_member_does_not_affect_the_others(decoders: int, position: int, fault: str) -> None:
+    """The first, a middle and the last member: undecodable, cancelled, or expired."""
 
     async def test() -> None:
         model = Model()
         async with batcher(model, decoders=decoders, max_batch_size=8) as made:
-            first = await held(model, made)
+            first = await blocked(model, made)
             waiting = []
             for i in range(5):
                 faulty = i == position
@@ -124,7 +128,8 @@ def test_one_member_leaves_the_others_alone(decoders: int, position: int, fault:
                 waiting.append(made.submit(payload, 0.05 if faulty and fault == "expired" else 10))
             if fault == "cancelled":
                 waiting[position].cancel()
-            await asyncio.sleep(0.15)
+            elif fault == "expired":
+                await asyncio.wait([waiting[position]], timeout=5)
             model.go.set()
             done = await asyncio.gather(first, *waiting, return_exceptions=True)
             outcome = done.pop(position + 1)
@@ -145,11 +150,11 @@ def test_one_member_leaves_the_others_alone(decoders: int, position: int, fault:
 
 
 @DECODERS
-def test_everybody_cancelled_is_no_batch(decoders: int) -> None:
+def test_cancelled_jobs_make_no_batch(decoders: int) -> None:
     async def test() -> None:
         model = Model()
         async with batcher(model, decoders=decoders) as made:
-            first = await held(model, made)
+            first = await blocked(model, made)
             for future in [made.submit(bytes([i]), 10) for i in range(3)]:
                 future.cancel()
             model.go.set()
@@ -160,11 +165,11 @@ def test_everybody_cancelled_is_no_batch(decoders: int) -> None:
     run(test)
 
 
-def test_a_cancelled_job_in_the_model_harms_nobody() -> None:
+def test_a_job_that_is_cancelled_in_the_model_does_not_affect_others() -> None:
     async def test() -> None:
         model = Model()
         async with batcher(model) as made:
-            first = await held(model, made)
+            first = await blocked(model, made)
             first.cancel()
             second = made.submit(bytes([1]), 10)
             model.go.set()
@@ -174,11 +179,12 @@ def test_a_cancelled_job_in_the_model_harms_nobody() -> None:
     run(test)
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+@pytest.mark.serial
+def test_a_full_queue_refuses_at_once_with_a_retry_time() -> None:
     async def test() -> None:
         model = Model()
         async with batcher(model, queue_size=3) as made:
-            first = await held(model, made)
+            first = await blocked(model, made)
             others = [made.submit(bytes([i]), 10) for i in range(2)]
             started = time.perf_counter()
             with pytest.raises(OverloadedError) as caught:
@@ -193,12 +199,12 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     run(test)
 
 
-def test_a_failing_batch_is_tried_again_one_by_one() -> None:
+def test_the_members_of_a_failed_batch_run_one_by_one() -> None:
     async def test() -> None:
         model = Model()
         model.fails_on = 2
         async with batcher(model) as made:
-            first = await held(model, made)
+            first = await blocked(model, made)
             others = [made.submit(bytes([i]), 10) for i in range(4)]
             model.go.set()
             await first
@@ -209,8 +215,9 @@ def test_a_failing_batch_is_tried_again_one_by_one() -> None:
     run(test)
 
 
+@pytest.mark.serial
 @DECODERS
-def test_a_queue_delay_waits_for_company_but_not_for_a_full_batch(decoders: int) -> None:
+def test_a_queue_delay_waits_for_more_jobs_unless_the_batch_is_full(decoders: int) -> None:
     async def test() -> None:
         model = Model()
         async with batcher(model, decoders=decoders, queue_delay_s=1) as made:
@@ -224,7 +231,7 @@ def test_a_queue_delay_waits_for_company_but_not_for_a_full_batch(decoders: int)
             assert 0.9 < time.perf_counter() - started < 5
             started = time.perf_counter()
             await asyncio.gather(*(made.submit(bytes([i]), 10) for i in range(4)))
-            assert time.perf_counter() - started < 0.9  # full: no wait
+            assert time.perf_counter() - started < 0.9  # a full batch does not wait
             assert sorted(model.batches[1]) == [0, 1, 2, 3]
 
     run(test)
@@ -234,10 +241,10 @@ def test_tensors_share_batches_with_images() -> None:
     async def test() -> None:
         model = Model()
         async with batcher(model) as made:
-            first = await held(model, made)
+            first = await blocked(model, made)
             tensor = np.stack([np.full((3, 2, 2), i, np.uint8) for i in (11, 12)])
             jobs = [made.submit(tensor, 10), made.submit(bytes([1]), 10)]
-            await asyncio.sleep(0.05)
+            await wait_until(lambda: made._queue._decoded and made._queue._encoded)
             model.go.set()
             await first
             two, one = await asyncio.gather(*jobs)
@@ -251,14 +258,14 @@ def test_tensors_share_batches_with_images() -> None:
 
 
 @DECODERS
-def test_closing_finishes_what_was_taken_and_takes_nothing_new(decoders: int) -> None:
+def test_closing_finishes_the_accepted_jobs_and_accepts_no_new_ones(decoders: int) -> None:
     async def test() -> None:
         model = Model()
         made = Batcher(model.decode, model.infer, max_batch_size=4, decoders=decoders)
-        first = await held(model, made)
+        first = await blocked(model, made)
         others = [made.submit(bytes([i]), 10) for i in range(3)]
         closing = asyncio.create_task(made.close())
-        await asyncio.sleep(0.05)
+        await wait_until(lambda: made._draining)
         with pytest.raises(UnavailableError):
             made.submit(bytes([9]), 10)
         assert not closing.done()
@@ -312,11 +319,11 @@ def test_a_thousand_jobs_under_random_cancellation(decoders: int) -> None:
     run(test)
 
 
-def test_who_gives_up_leaves_the_queue_at_once() -> None:
+def test_a_cancelled_job_frees_its_place_in_the_queue() -> None:
     async def test() -> None:
         model = Model()
         async with batcher(model, queue_size=3) as made:
-            first = await held(model, made)
+            first = await blocked(model, made)
             leaving = [made.submit(bytes([i]), 10) for i in range(2)]
             for future in leaving:
                 future.cancel()
@@ -334,8 +341,8 @@ def test_who_gives_up_leaves_the_queue_at_once() -> None:
     run(test)
 
 
-def test_a_large_image_is_left_to_the_decoders() -> None:
-    """While it is decoded, others are answered."""
+def test_decoder_threads_decode_large_images() -> None:
+    """Meanwhile, the model answers other requests."""
     large = bytes(100_000)
 
     async def test() -> None:

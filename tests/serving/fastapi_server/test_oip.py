@@ -1,11 +1,13 @@
-"""The Open Inference Protocol, asked by an unmodified tritonclient."""
+"""The Open Inference Protocol, with an unmodified tritonclient."""
 
 import asyncio
 import base64
 import json
+import operator
 import shutil
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,18 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
+from bundle.golden import compare
 from bundle.manifest import DEFAULT_TOLERANCE
 from bundle.preprocess import Pixels, preprocess
+from bundle.schemas import Prediction
 from bundle.store import Bundle, read_bundle
 from serving.clients.endpoint import Endpoint
-from serving.clients.golden import check_golden
+from serving.clients.golden import check_golden, predict_or_fault
 from serving.clients.http_client import HttpClient
 from serving.settings import ServingSettings
+from tests.load import Load
 from tests.serving.fastapi_server.live_service import Live, live_service
+from tests.serving.fastapi_server.waiting import wait_for
 
 Client = tritonclient.http.InferenceServerClient
 
@@ -76,9 +82,9 @@ def test_health_and_metadata(client: Any) -> None:
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
 def test_tensors_in_json_and_binary(client: Any, digits: Bundle, binary_in: bool, binary_out: bool) -> None:
-    wanted = [tritonclient.http.InferRequestedOutput("probabilities", binary_data=binary_out)]
+    outputs = [tritonclient.http.InferRequestedOutput("probabilities", binary_data=binary_out)]
     tensor = image_input(pixels_of(digits, 5), binary=binary_in)
-    result = client.infer("digits_classifier", [tensor], outputs=wanted, request_id="x-7")
+    result = client.infer("digits_classifier", [tensor], outputs=outputs, request_id="x-7")
     assert np.abs(result.as_numpy("probabilities") - digits.golden_probabilities()[:5]).max() < 1e-5
     assert result.get_response()["id"] == "x-7"
     assert result.get_response()["model_version"] == "1"
@@ -94,29 +100,29 @@ def test_images(client: Any, digits: Bundle, binary: bool) -> None:
         assert len(entries) == 10
 
 
-def test_raw_images_as_triton_takes_them(live: Live, digits: Bundle) -> None:
-    """Triton's own wire, spoken to FastAPI."""
+def test_raw_requests_as_in_triton(live: Live, digits: Bundle) -> None:
+    """The client for Triton also works with FastAPI."""
     endpoint = Endpoint(server="triton", url=live.url, metrics_url="")
     with HttpClient(endpoint, "digits", None) as client:
         assert check_golden(client, digits, DEFAULT_TOLERANCE).agrees
 
 
 def test_asyncio_client(live: Live, digits: Bundle) -> None:
-    async def ask() -> Any:
+    async def infer() -> Any:
         async with tritonclient.http.aio.InferenceServerClient(live.url.removeprefix("http://")) as client:
             assert await client.is_server_ready()
-            asked = [client.infer("digits_classifier", [image_input(pixels_of(digits, 1))]) for _ in range(20)]
-            results = await asyncio.gather(*asked)
+            requests = [client.infer("digits_classifier", [image_input(pixels_of(digits, 1))]) for _ in range(20)]
+            results = await asyncio.gather(*requests)
             return [result.as_numpy("probabilities") for result in results]
 
-    for probabilities in asyncio.run(ask()):
+    for probabilities in asyncio.run(infer()):
         assert np.abs(probabilities - digits.golden_probabilities()[:1]).max() < 1e-5
 
 
 @pytest.mark.parametrize(
-    ("model", "make", "status", "said"),
+    ("model", "make", "status", "message"),
     [
-        ("cats", lambda d: images_input([b"x"]), 404, "no cats"),
+        ("cats", lambda d: images_input([b"x"]), 404, "cats is not loaded"),
         ("digits", lambda d: images_input([b"nonsense"]), 415, "none of JPEG"),
         ("digits", lambda d: image_input(pixels_of(d, 1)), 400, "input 'image' must be BYTES"),
         ("digits_classifier", lambda d: images_input([b"x"]), 400, "must be UINT8"),
@@ -131,15 +137,15 @@ def test_asyncio_client(live: Live, digits: Bundle) -> None:
     ],
 )
 def test_errors_reach_the_client_with_their_reason(
-    client: Any, digits: Bundle, model: str, make: Any, status: int, said: str
+    client: Any, digits: Bundle, model: str, make: Any, status: int, message: str
 ) -> None:
-    with pytest.raises(InferenceServerException, match=said) as caught:
+    with pytest.raises(InferenceServerException, match=message) as caught:
         client.infer(model, [make(digits)])
     assert caught.value.status() == str(status)
 
 
 @pytest.mark.parametrize(
-    ("body", "headers", "said"),
+    ("body", "headers", "message"),
     [
         (b"{", {}, "malformed"),
         (b"{}", {}, "inputs"),
@@ -162,11 +168,11 @@ def test_errors_reach_the_client_with_their_reason(
         (b"{}", {"Content-Encoding": "gzip"}, "compressed"),
     ],
 )
-def test_malformed_requests_are_4xx(live: Live, body: bytes, headers: dict[str, str], said: str) -> None:
+def test_malformed_requests_are_4xx(live: Live, body: bytes, headers: dict[str, str], message: str) -> None:
     response = httpx.post(f"{live.url}/v2/models/digits_classifier/infer", content=body, headers=headers)
     assert 400 <= response.status_code < 500
     assert response.headers["content-type"] == "application/problem+json"
-    assert said in response.json()["error"]
+    assert message in response.json()["error"]
 
 
 def test_a_timeout_in_microseconds(live: Live, client: Any, digits: Bundle) -> None:
@@ -187,7 +193,7 @@ def test_a_timeout_in_microseconds(live: Live, client: Any, digits: Bundle) -> N
         hosted.batcher._infer = infer
 
 
-# --- models come and go
+# --- loading and unloading
 
 
 @pytest.fixture
@@ -219,30 +225,30 @@ def test_load_and_unload(versions: Path) -> None:
         def states() -> dict[str, str]:
             return {entry["version"]: entry["state"] for entry in client.get_model_repository_index()}
 
-        def answering() -> int:
+        def answering_version() -> int:
             return int(httpx.post(f"{live.url}/predict", content=image).json()["version"])
 
         assert states() == {"1": "READY", "2": "UNAVAILABLE"}
         client.load_model("digits")  # the highest
         assert states() == {"1": "READY", "2": "READY"}
-        assert answering() == 2
+        assert answering_version() == 2
         body = {"parameters": {"version": 1}}
         assert httpx.post(f"{live.url}/v2/repository/models/digits/load", json=body).status_code == 200
-        assert answering() == 1
+        assert answering_version() == 1
         assert httpx.post(f"{live.url}/v2/repository/models/digits/unload", json=body).status_code == 200
         assert states() == {"1": "UNAVAILABLE", "2": "READY"}
-        assert answering() == 2
+        assert answering_version() == 2
         client.unload_model("digits")
         assert states() == {"1": "UNAVAILABLE", "2": "UNAVAILABLE"}
         assert httpx.post(f"{live.url}/predict", content=image).status_code == 404
         with pytest.raises(InferenceServerException, match="no bundle cats"):
             client.load_model("cats")
         client.load_model("digits")
-        assert answering() == 2
+        assert answering_version() == 2
         client.close()
 
 
-def test_a_bundle_that_is_not_right_changes_nothing(versions: Path) -> None:
+def test_a_damaged_bundle_changes_nothing(versions: Path) -> None:
     (versions / "digits" / "2" / "model.onnx").write_bytes(b"broken")
     with live_service(ServingSettings(bundles=versions, models=("digits:1",), threads=1)) as live:
         response = httpx.post(f"{live.url}/v2/repository/models/digits/load")
@@ -252,42 +258,37 @@ def test_a_bundle_that_is_not_right_changes_nothing(versions: Path) -> None:
         assert httpx.post(f"{live.url}/predict", content=image).json()["version"] == 1
 
 
-def test_reloading_under_load_fails_nobody(versions: Path) -> None:
-    """Two versions to and fro, while eight clients ask: every answer is right for the version that it names."""
-    golden = {number: read_bundle(versions / "digits" / str(number)) for number in (1, 2)}
+def test_reloading_under_load_fails_no_request(versions: Path) -> None:
+    """Two versions take turns while eight clients send requests: every answer is correct for the version that it names."""
+    examples = {number: read_bundle(versions / "digits" / str(number)).golden_examples(top_k=5) for number in (1, 2)}
+    images = {example.data for example in examples[1]} & {example.data for example in examples[2]}
+    expected = {(n, example.data): example.expected for n in (1, 2) for example in examples[n]}
     faults: list[str] = []
     seen: set[int] = set()
-    stop = threading.Event()
     with live_service(ServingSettings(bundles=versions, models=("digits:1",), threads=1)) as live:
 
-        def ask() -> None:
-            endpoint = Endpoint(server="fastapi", url=live.url, metrics_url="")
-            with HttpClient(endpoint, "digits") as client:
-                while not stop.is_set():
-                    for i, (_, image) in enumerate(golden[1].golden_inputs()):
-                        try:
-                            answer = client.predict(image)
-                        except Exception as error:
-                            faults.append(repr(error))
-                            continue
+        def predict() -> None:
+            with HttpClient(Endpoint(server="fastapi", url=live.url, metrics_url=""), "digits") as client:
+                for image in images:
+                    answer = predict_or_fault(client, image, 5)
+                    if isinstance(answer, Prediction):
                         seen.add(answer.version)
-                        expected = golden[answer.version].golden_probabilities()[i] if answer.version == 1 else None
-                        if expected is not None and abs(answer.top.probability - expected.max()) > 1e-4:
-                            faults.append(f"{answer}")
+                        fault = compare(answer, expected[answer.version, image], DEFAULT_TOLERANCE)
+                    else:
+                        fault = answer
+                    if fault is not None:
+                        faults.append(str(fault))
 
-        askers = [threading.Thread(target=ask) for _ in range(8)]
-        for asker in askers:
-            asker.start()
-        for round_ in range(6):
-            body = {"parameters": {"version": 2 - round_ % 2}}
-            assert httpx.post(f"{live.url}/v2/repository/models/digits/load", json=body, timeout=30).status_code == 200
-            other = {"parameters": {"version": 1 + round_ % 2}}
-            assert (
-                httpx.post(f"{live.url}/v2/repository/models/digits/unload", json=other, timeout=30).status_code == 200
-            )
-        stop.set()
-        for asker in askers:
-            asker.join()
+        def change(action: str, version: int) -> int:
+            url = f"{live.url}/v2/repository/models/digits/{action}"
+            return httpx.post(url, json={"parameters": {"version": version}}, timeout=30).status_code
+
+        with Load([predict] * 8):
+            for version in (2, 1) * 3:
+                assert change("load", version) == 200
+                assert change("unload", 3 - version) == 200
+                wait_for(partial(operator.contains, seen, version))
+    assert images
     assert faults == []
     assert seen == {1, 2}
 
@@ -295,20 +296,20 @@ def test_reloading_under_load_fails_nobody(versions: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "status"),
     [
-        (["x" * 1000, *[0] * 100], 400),  # numpy would make it 100 strings of 1000 characters
+        (["x" * 1000, *[0] * 100], 400),  # numpy would make 100 strings of 1000 characters of it
         ([0.5] * 3072, 400),
         ([256] * 3072, 400),
         ([[]] * 600_000, 413),
     ],
 )
-def test_json_that_would_cost_much(live: Live, data: Any, status: int) -> None:
+def test_expensive_json_is_refused(live: Live, data: Any, status: int) -> None:
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": data}
     answer = httpx.post(f"{live.url}/v2/models/digits_classifier/infer", json={"inputs": [tensor]}, timeout=30)
     assert answer.status_code == status
 
 
-def test_numbers_that_are_too_long(live: Live) -> None:
-    """Python refuses to convert them; that is the client's fault."""
+def test_numbers_that_are_too_long_are_client_errors(live: Live) -> None:
+    """Python refuses to convert them."""
     long = "9" * 5000
     assert httpx.get(f"{live.url}/v2/models/digits/versions/{long}").status_code == 404
     assert httpx.get(f"{live.url}/v2/models/digits/versions/0").status_code == 404

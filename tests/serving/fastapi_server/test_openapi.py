@@ -1,5 +1,5 @@
-"""The service against its own OpenAPI description: whatever the description allows, and much that it does not, is
-answered as described and never with a 500.
+"""The service against its own OpenAPI description: valid and invalid requests get the responses that it describes, and
+never a 500.
 """
 
 import subprocess
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.integration
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
 
-def test_answers_as_described(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
+def test_responses_are_as_described(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
     with live_service(settings.model_copy(update={"max_body_bytes": 100_000})) as live:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli", "run", f"{live.url}/openapi.json"),
                 *("--checks", CHECKS, "--max-examples", "30", "--seed", "1", "--generation-deterministic"),
                 *("--phases", "examples,coverage,fuzzing", "--no-color", "--continue-on-failure"),
-                *("-H", "X-Request-Timeout-Ms: 9000"),  # a deadline of 1 ms is answered 504, and rightly
+                *("-H", "X-Request-Timeout-Ms: 9000"),  # schemathesis would try 1 ms, which is answered with 504
             ],
             capture_output=True,
             text=True,
@@ -34,5 +34,7 @@ def test_answers_as_described(settings: ServingSettings, digits: Bundle, tmp_pat
         )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert "/predict" in done.stdout or "passed" in done.stdout
-        httpx.post(f"{live.url}/v2/repository/models/digits/load").raise_for_status()  # a test may have unloaded it
+        httpx.post(
+            f"{live.url}/v2/repository/models/digits/load"
+        ).raise_for_status()  # schemathesis may have unloaded it
         assert httpx.post(f"{live.url}/predict", content=digits.golden_inputs()[0][1]).status_code == 200

@@ -1,3 +1,5 @@
+"""`POST /predict` and the rest of the HTTP interface, in process."""
+
 import base64
 import logging
 import re
@@ -18,6 +20,7 @@ from bundle.store import Bundle
 from serving.fastapi_server.app import Application, create_app
 from serving.fastapi_server.service import Service
 from serving.settings import ServingSettings
+from tests.serving.fastapi_server.waiting import wait_for
 
 PNG = {"content-type": "image/png"}
 
@@ -43,7 +46,7 @@ def problem(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, body["type"].rpartition(":")[2]
 
 
-def test_three_forms_one_answer(client: TestClient, digits: Bundle, image: bytes) -> None:
+def test_all_forms_of_body_get_the_same_answer(client: TestClient, digits: Bundle, image: bytes) -> None:
     encoded = base64.b64encode(image).decode()
     answers = [
         client.post("/predict", content=image, headers=PNG),
@@ -175,14 +178,14 @@ def test_not_ready_before_the_models_are_loaded(settings: ServingSettings, image
     assert response.headers["retry-after"] == "1"
 
 
-def test_a_model_that_is_not_there_fails_the_start(settings: ServingSettings) -> None:
+def test_a_missing_model_fails_the_start(settings: ServingSettings) -> None:
     app = create_app(settings.model_copy(update={"models": ("cats",)}))
     with pytest.raises(BundleError, match="no bundle cats"), TestClient(app):
         pass
 
 
 class Blocked:
-    """A runtime that waits until it is told to go on."""
+    """A runtime that blocks until `go` is set."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -205,19 +208,18 @@ def service_of(client: TestClient) -> Service:
 
 
 def set_runtime(client: TestClient, runtime: Any) -> None:
-    """PredictRequest the runtime of the one hosted model."""
+    """Replace the runtime of the one hosted model."""
     (hosted,) = service_of(client).hosting.all()
     hosted.batcher._infer = runtime.infer
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_queue_is_429_and_health_stays_quick(workers: int, settings: ServingSettings, image: bytes) -> None:
+def test_a_full_queue_is_429_and_health_still_responds(workers: int, settings: ServingSettings, image: bytes) -> None:
     shared = settings.model_copy(update={"queue_size": 2 * workers, "workers": workers, "max_batch_size": 2})
     with TestClient(create_app(shared)) as client, ThreadPoolExecutor(4) as pool:
         blocked = block(client)
         waiting = [pool.submit(client.post, "/predict", content=image) for _ in range(2)]
-        while service_of(client).access.in_flight < 2:
-            time.sleep(0.001)
+        wait_for(lambda: service_of(client).admission.in_flight == 2)
         response = client.post("/predict", content=image)
         assert problem(response) == (429, "overloaded")
         assert response.headers["retry-after"] == "1"
@@ -233,7 +235,7 @@ def test_a_deadline_is_504(settings: ServingSettings, image: bytes) -> None:
         blocked.go.set()
 
 
-def test_internals_stay_inside(client: TestClient, image: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_internals_are_not_disclosed(client: TestClient, image: bytes, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         def infer(self, pixels: Any) -> Any:
             raise TypeError("the secret address")
@@ -246,7 +248,7 @@ def test_internals_stay_inside(client: TestClient, image: bytes, caplog: pytest.
     assert "the secret address" in caplog.text
 
 
-def test_several_images_stand_for_themselves(client: TestClient, digits: Bundle) -> None:
+def test_several_images_are_independent(client: TestClient, digits: Bundle) -> None:
     images = [data for _, data in digits.golden_inputs()[:3]]
     files = [("file", ("x", data)) for data in (images[0], b"nonsense", images[1], b"", images[2])]
     results = client.post("/predict?top_k=1", files=files).json()["results"]
@@ -261,7 +263,7 @@ def test_several_images_stand_for_themselves(client: TestClient, digits: Bundle)
     assert problem(client.post("/predict", files=too_many)) == (400, "bad-request")
 
 
-def test_request_ids_are_repeated_or_made(client: TestClient, image: bytes) -> None:
+def test_request_ids_are_repeated_or_created(client: TestClient, image: bytes) -> None:
     answer = client.post("/predict", content=image, headers={"x-request-id": "abc-1"})
     assert answer.headers["x-request-id"] == "abc-1"
     ids = {client.post("/predict", content=body).headers["x-request-id"] for body in (image, b"")}
@@ -270,6 +272,7 @@ def test_request_ids_are_repeated_or_made(client: TestClient, image: bytes) -> N
     assert len(ids) == 5
 
 
+@pytest.mark.serial
 def test_a_shorter_deadline_by_header(client: TestClient, image: bytes) -> None:
     blocked = block(client)
     started = time.perf_counter()
@@ -303,18 +306,17 @@ def test_api_keys(settings: ServingSettings, image: bytes) -> None:
             assert client.get(path).status_code == 200
 
 
-def test_keys_are_not_shown(settings: ServingSettings) -> None:
+def test_keys_are_not_printed(settings: ServingSettings) -> None:
     secret = settings.model_copy(update={"api_keys": (SecretStr("first-key"),)})
     assert "first-key" not in repr(secret) + secret.model_dump_json()
 
 
-def test_too_many_requests_at_once(settings: ServingSettings, image: bytes) -> None:
+def test_too_many_requests_in_flight(settings: ServingSettings, image: bytes) -> None:
     limited = settings.model_copy(update={"max_concurrent_requests": 1})
     with TestClient(create_app(limited)) as client, ThreadPoolExecutor(1) as pool:
         blocked = block(client)
         first = pool.submit(client.post, "/predict", content=image)
-        while service_of(client).access.in_flight < 1:
-            time.sleep(0.001)
+        wait_for(lambda: service_of(client).admission.in_flight == 1)
         response = client.post("/predict", content=image)
         assert problem(response) == (429, "overloaded")
         assert response.headers["retry-after"] == "1"
@@ -323,14 +325,14 @@ def test_too_many_requests_at_once(settings: ServingSettings, image: bytes) -> N
         assert first.result().status_code == 200
 
 
-def test_the_documented_way_gives_the_same_answer(client: TestClient, settings: ServingSettings, image: bytes) -> None:
-    """FastAPI's own route for /predict, which the short way goes past."""
+def test_fastapis_own_route_gives_the_same_answer(client: TestClient, settings: ServingSettings, image: bytes) -> None:
+    """Requests do not normally reach the route that describes /predict."""
     with TestClient(create_app(settings)._fastapi) as by_fastapi:
         assert by_fastapi.post("/predict", content=image).json() == client.post("/predict", content=image).json()
         assert problem(by_fastapi.post("/predict", content=b"")) == (400, "empty-image")
 
 
-def test_docs_need_no_network(client: TestClient) -> None:
+def test_the_documentation_needs_no_network(client: TestClient) -> None:
     page = client.get("/docs").text
     for address in re.findall(r"""(?:src|href)=["']([^"']+)""", page):
         assert address.startswith("/"), address
@@ -338,7 +340,7 @@ def test_docs_need_no_network(client: TestClient) -> None:
     assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
 
 
-def test_docs_describe_the_upload(client: TestClient) -> None:
+def test_the_documentation_describes_the_upload(client: TestClient) -> None:
     operation = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
     assert "multipart/form-data" in operation["requestBody"]["content"]
     assert {"200", "413", "415", "422", "429", "503", "504"} <= operation["responses"].keys()
