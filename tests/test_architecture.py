@@ -1,33 +1,26 @@
-"""Who may import whom; what a folder may be called; that importing does nothing."""
+"""The architecture: who may import whom, no cycles, folder names, and imports without side effects."""
 
 import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("training", "serving", "loadtest")
-CONTRACT = {
-    f"serving.{name}"
-    for name in (
-        "errors",
-        "manifest",
-        "bundle",
-        "preprocess",
-        "postprocess",
-        "schemas",
-        "provenance",
-        "server_plan",
-        "processes",
-        "whole_file",
-    )
+# In the order of the data. Each may import those on the right, and itself.
+MAY_IMPORT = {
+    "bundle": (),
+    "training": ("bundle",),
+    "serving": ("bundle",),
+    "model_repository": ("bundle", "serving"),
+    "loadtest": ("bundle", "serving.clients", "serving.processes"),
+    "trident": ("bundle", "training", "serving", "loadtest"),
 }
-CONTRACT_MAY_USE = {"numpy", "PIL", "pydantic", "pydantic_core"}
+BUNDLE_MAY_USE = {"numpy", "PIL", "pydantic", "pydantic_core"}
 
 
 def modules(folder: str) -> Iterator[tuple[str, Path]]:
@@ -36,86 +29,97 @@ def modules(folder: str) -> Iterator[tuple[str, Path]]:
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that is imported anywhere in a file, also inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.add(node.module or "")
-    return found
+def imported(node: ast.AST, path: Path) -> set[str]:
+    """The modules that an import statement names; `from package import module` names the module."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if not isinstance(node, ast.ImportFrom):
+        return set()
+    assert node.level == 0, f"{path}: relative import"
+    assert node.module is not None
+    names = {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name if is_module(name) else node.module for name in names}
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def imports(path: Path, *, at_start: bool = False) -> set[str]:
+    """Every module that a file imports; `at_start`: only those that are imported with it, not inside functions."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if at_start else ast.walk(tree)
+    return {name for node in nodes for name in imported(node, path)}
 
 
 def ours(name: str) -> bool:
-    return name.split(".")[0] in (*STAGES, "trident", "model_repository")
+    return name.split(".")[0] in MAY_IMPORT
 
 
-@pytest.mark.parametrize("module", sorted(CONTRACT))
-def test_contract_modules_import_little(module: str) -> None:
-    path = ROOT / (module.replace(".", "/") + ".py")
-    for name in imports(path):
-        top = name.split(".")[0]
-        assert name in CONTRACT or top in CONTRACT_MAY_USE or top in sys.stdlib_module_names, f"{module} imports {name}"
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_only_what_comes_before_it(folder: str) -> None:
+    allowed = (folder, *MAY_IMPORT[folder])
+    for module, path in modules(folder):
+        foreign = {name for name in imports(path) if ours(name)}
+        wrong = {name for name in foreign if not any(f"{name}.".startswith(f"{prefix}.") for prefix in allowed)}
+        assert not wrong, f"{module} imports {', '.join(sorted(wrong))}"
 
 
-def test_training_imports_only_the_contract() -> None:
-    for module, path in modules("training"):
-        foreign = {name for name in imports(path) if ours(name) and not name.startswith("training")}
-        assert foreign <= CONTRACT, f"{module} imports {foreign - CONTRACT}"
+def test_the_bundle_uses_few_libraries() -> None:
+    for module, path in modules("bundle"):
+        for name in imports(path):
+            top = name.split(".")[0]
+            assert top in (*BUNDLE_MAY_USE, "bundle") or top in sys.stdlib_module_names, f"{module} imports {name}"
 
 
-def test_serving_never_imports_training_or_the_load_test() -> None:
-    for folder in ("serving", "model_repository"):
+def test_modules_have_no_cycles() -> None:
+    graph = {
+        module: {name for name in imports(path, at_start=True) if ours(name) and name != module}
+        for folder in MAY_IMPORT
+        for module, path in modules(folder)
+    }
+    assert_acyclic(graph)
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_folders_have_no_cycles(folder: str) -> None:
+    """Of a package's folders and modules, no two import each other, not even indirectly or inside a function."""
+    packages = {module for module, path in modules(folder) if path.name == "__init__.py"}
+    for package in packages:
+        graph: dict[str, set[str]] = {}
         for module, path in modules(folder):
-            assert not {name for name in imports(path) if name.startswith(("training", "loadtest"))}, module
+            source = child(module, package)
+            if source is not None:
+                targets = {child(name, package) for name in imports(path)} - {None, source}
+                graph.setdefault(source, set()).update(target for target in targets if target is not None)
+        assert_acyclic(graph)
 
 
-def test_the_load_test_imports_the_contract_and_the_clients() -> None:
-    for module, path in modules("loadtest"):
-        foreign = {name for name in imports(path) if ours(name) and not name.startswith("loadtest")}
-        foreign = {name for name in foreign if not name.startswith("serving.clients")}
-        assert foreign <= CONTRACT, f"{module} imports {foreign - CONTRACT}"
+def child(module: str, package: str) -> str | None:
+    """The folder or module directly inside `package` that a module belongs to."""
+    if not module.startswith(f"{package}."):
+        return None
+    return f"{package}.{module.removeprefix(f'{package}.').split('.')[0]}"
 
 
-def test_nobody_imports_the_load_test_but_the_front_door() -> None:
-    for folder in ("training", "serving", "model_repository"):
-        for module, path in modules(folder):
-            assert not any(name.startswith(("loadtest", "trident")) for name in imports(path)), module
-
-
-def test_imports_have_no_cycles() -> None:
-    graph = {}
-    for stage in (*STAGES, "trident"):
-        known = dict(modules(stage))
-        for module, path in known.items():
-            top_level = [
-                node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
-            ]
-            names = {node.module for node in top_level if isinstance(node, ast.ImportFrom)}
-            graph[module] = {str(name) for name in names if name and ours(name)}
+def assert_acyclic(graph: Mapping[str, set[str]]) -> None:
     done: set[str] = set()
 
-    def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, " -> ".join((*path, module))
-        if module not in done:
-            for name in graph.get(module, ()):
-                visit(name, (*path, module))
-            done.add(module)
+    def visit(node: str, path: tuple[str, ...]) -> None:
+        assert node not in path, " -> ".join((*path[path.index(node) :], node))
+        if node not in done:
+            for name in sorted(graph.get(node, ())):
+                visit(name, (*path, node))
+            done.add(node)
 
-    for module in graph:
-        visit(module, ())
+    for node in graph:
+        visit(node, ())
 
 
-def test_no_folder_bears_a_librarys_name() -> None:
-    taken = set(packages_distributions()) - {"training", "serving", "loadtest", "model_repository", "tests"}
-    folders = {
-        path.name
-        for stage in (*STAGES, "model_repository", "trident", "tests")
-        for path in (ROOT / stage).rglob("*")
-        if path.is_dir()
-    }
+def test_no_folder_has_a_librarys_name() -> None:
+    taken = set(packages_distributions()) - {*MAY_IMPORT, "tests"}
+    folders = {path.name for folder in (*MAY_IMPORT, "tests") for path in (ROOT / folder).rglob("*") if path.is_dir()}
     assert not {name for name in folders - {"__pycache__"} if name in taken or name in sys.stdlib_module_names}
 
 

@@ -59,7 +59,7 @@ class TritonDialect(Dialect):
         """`ModelInfer`."""
         from serving.clients.triton_grpc import TritonGrpcWire
 
-        return TritonGrpcWire(model, version)
+        return TritonGrpcWire(triton_model(model, version))
 
     def tensor_model(self, model: str, version: int, settings: Mapping[str, object]) -> TensorModel:
         """The ensemble's classifier. Triton's libtorch backend prescribes other names for tensors."""

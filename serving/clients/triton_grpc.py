@@ -8,15 +8,13 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from bundle.schemas import Prediction
 from serving.clients.http_wire import API_KEY_HEADER, GarbledError
-from serving.clients.triton import triton_model
 
 
 @dataclass(frozen=True)
 class TritonGrpcWire:
-    """`ModelInfer` of the Open Inference Protocol, with the image as raw contents."""
+    """`ModelInfer` of the Open Inference Protocol, with the image as raw contents. `ensemble`: Triton's name of it."""
 
-    model: str
-    version: int | None = None
+    ensemble: str
     method: str = "/inference.GRPCInferenceService/ModelInfer"
 
     def metadata(self, api_key: str | None) -> tuple[tuple[str, str], ...]:
@@ -25,7 +23,7 @@ class TritonGrpcWire:
 
     def request(self, image: bytes, top_k: int | None = None, api_key: str | None = None) -> bytes:
         """The one BYTES input: 4 bytes of length, then the image."""
-        request = ModelInferRequest(model_name=triton_model(self.model, self.version))
+        request = ModelInferRequest(model_name=self.ensemble)
         if top_k is not None:
             request.parameters["top_k"].int64_param = top_k
         request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
