@@ -19,10 +19,11 @@ DropOption = Annotated[
         min=0, max=1, help="Largest accuracy drop of a lower precision (imported weights: drop in top-1 agreement)."
     ),
 ]
-SERVERS_HELP: Final = "fastapi, torchserve, triton (with commas), or all."
+SERVERS_HELP: Final = "fastapi, torchserve, triton (separated by commas), or all."
 ServersOption = Annotated[str, typer.Option("--servers", help=SERVERS_HELP)]
 LiveOption = Annotated[
-    bool, typer.Option("--live", help="Send requests all the while, and show what failed or was wrong.")
+    bool,
+    typer.Option("--live", help="Send requests during the rollout, and show those that fail or are answered wrongly."),
 ]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="MODEL, MODEL:VERSION or a bundle's folder; default: the newest bundle.")
@@ -33,7 +34,7 @@ UrlOption = Annotated[
         "--url",
         metavar="SERVER=URL[,GRPC[,METRICS[,CONTAINER]]]",
         envvar="SERVER_URLS",
-        help="Ask this address, not the local stack (repeatable; in the environment with spaces). GRPC is HOST:PORT, "
-        "METRICS the URL of its metrics, CONTAINER that of its container's (CPU, memory, throttling).",
+        help="Use this address instead of the local stack (repeatable; separated by spaces in the environment). GRPC is "
+        "HOST:PORT, METRICS and CONTAINER are the URLs of the server's and its container's metrics.",
     ),
 ]

@@ -15,7 +15,7 @@ from serving.clients.endpoint import ServerName
 from serving.deployment import Deployment
 from serving.settings import ServingSettings
 from serving.stack.control import OnChange, start_stack, stop_stack
-from serving.stack.state import ServerState, StackState
+from serving.stack.state import Phase, ServerState, StackState
 
 console = Console()
 
@@ -27,7 +27,7 @@ COLORS: Final = {
     "stopping": "yellow",
     "restarting": "yellow",
 }
-_SETTLED: Final = ("ready", "failed", "stopped", "restarting")
+_SETTLED: Final[tuple[Phase, ...]] = ("ready", "failed", "stopped", "restarting")
 
 
 def bring_up(settings: ServingSettings, servers: Sequence[ServerName], *, free_ports: bool = False) -> StackState:
@@ -50,25 +50,25 @@ def bring_up(settings: ServingSettings, servers: Sequence[ServerName], *, free_p
 
 def take_down(*, quiet: bool = False) -> None:
     """Stop the stack."""
-    with showing_stack() as on_change:
+    with showing_stack(settled=("stopped",)) as on_change:
         stopped = stop_stack(on_change=on_change)
     if not quiet:
         console.print("stopped" if stopped else "no stack is running")
 
 
 @contextmanager
-def showing_stack() -> Iterator[OnChange]:
-    """Show the servers' phases: spinners on a terminal, and a line whenever a server settles."""
+def showing_stack(settled: Sequence[Phase] = _SETTLED) -> Iterator[OnChange]:
+    """Show the servers' phases: spinners on a terminal, and a line whenever a server reaches a `settled` phase."""
     started = time.monotonic()
     shown: dict[str, str] = {}
     with Live(console=console, refresh_per_second=8, transient=True) as live:
 
         def on_change(state: StackState) -> None:
             for name, server in state.servers.items():
-                if server.phase in _SETTLED and shown.get(name) != server.phase:
+                if server.phase in settled and shown.get(name) != server.phase:
                     live.console.print(_settled_line(name, server, time.monotonic() - started))
                 shown[name] = server.phase
-            busy = [name for name, server in state.servers.items() if server.phase not in _SETTLED]
+            busy = [name for name, server in state.servers.items() if server.phase not in settled]
             live.update(Group(*(Spinner("dots", f"{name:<11}{state.servers[name].phase}") for name in busy)))
 
         yield on_change
