@@ -123,7 +123,7 @@ def test_asyncio_client(live: Live, digits: Bundle) -> None:
     ("model", "make", "status", "message"),
     [
         ("cats", lambda d: images_input([b"x"]), 404, "cats is not loaded"),
-        ("digits", lambda d: images_input([b"nonsense"]), 415, "none of JPEG"),
+        ("digits", lambda d: images_input([b"nonsense"]), 415, "JPEG, PNG"),
         ("digits", lambda d: image_input(pixels_of(d, 1)), 400, "input 'image' must be BYTES"),
         ("digits_classifier", lambda d: images_input([b"x"]), 400, "must be UINT8"),
         (

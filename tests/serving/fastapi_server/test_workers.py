@@ -100,8 +100,8 @@ def two_workers(digits: Bundle, other_weights: Bundle, folder: Path) -> Iterator
     url = f"http://127.0.0.1:{ports.fastapi}"
     running = Running(process, url, digits.golden_inputs()[0][1], log, temporary, folder / "bundles")
     try:
-        wait_for(running.is_ready, 60)
-        wait_for(lambda: _responds(f"{url}/v2/health/ready"), 60)
+        wait_for(running.is_ready, 180)
+        wait_for(lambda: _responds(f"{url}/v2/health/ready"), 180)
         yield running
     finally:
         process.send_signal(signal.SIGTERM)
@@ -217,8 +217,8 @@ def test_a_killed_worker_is_replaced_with_the_present_models(running: Running) -
     shutil.rmtree(running.bundles / "digits/1")
     killed = running.workers()[0]
     os.kill(killed, signal.SIGKILL)
-    wait_for(lambda: "1 of 2 workers" in str(missing_workers(2, running.temporary)), 60)
-    wait_for(running.is_ready, 60)
+    wait_for(lambda: "1 of 2 workers" in str(missing_workers(2, running.temporary)), 180)
+    wait_for(running.is_ready, 180)
     assert len(running.workers()) == 2
     assert killed not in running.workers()
     assert running.answering_versions() == {2}
@@ -235,9 +235,9 @@ def test_a_worker_that_cannot_start_does_not_affect_the_others(running: Running)
         assert {running.predict().status_code for _ in range(5)} == {200}
         return running.log.read_text().count("has ended with exit code 3") >= 2
 
-    wait_for(has_failed_twice, 60)
+    wait_for(has_failed_twice, 180)
     weights.write_bytes(complete)
-    wait_for(running.is_ready, 60)
+    wait_for(running.is_ready, 180)
     assert other in running.workers()
 
 
@@ -246,7 +246,7 @@ def test_sighup_replaces_the_workers_without_losing_a_request(running: Running) 
     before = set(running.workers())
     with Clients(running) as clients:
         running.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: not set(running.workers()) & before, 60)
+        wait_for(lambda: not set(running.workers()) & before, 180)
     assert clients.faults == []
     assert clients.answers > 20
     assert clients.versions == {2}  # a new worker has the present models before it accepts requests
