@@ -67,13 +67,15 @@ class TridentHandler:
                 answers[index] = _refuse(context, index, error)
             except Exception:  # an exception would fail the whole batch
                 log.exception("internal error")
-                answers[index] = _refuse(context, index, TridentError("the server failed; its log says why"))
+                answers[index] = _refuse(
+                    context, index, TridentError("an internal error occurred; see the server's log")
+                )
         if members:
             try:
                 self._infer(members, answers, context)
             except Exception:  # for an exception TorchServe answers 503, as if it were overloaded
                 log.exception("internal error")
-                failed = TridentError("the server failed; its log says why")
+                failed = TridentError("an internal error occurred; see the server's log")
                 for index, _, _ in members:
                     answers[index] = _refuse(context, index, failed)
         _observe(context, "trident_handler_seconds", time.perf_counter() - began)
