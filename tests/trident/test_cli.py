@@ -59,7 +59,7 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
         (["status"], "no stack is running"),
         (["verify"], "trident up"),
         (["rollback"], "trident up"),
-        (["predict", __file__, "--protocol", "udp"], "http and grpc"),
+        (["predict", __file__, "--protocol", "udp"], "http, grpc"),
         (["export"], "trident train"),
         (["up"], "trident export"),
         (["report"], "trident bench"),
