@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.environment import describe_environment
-from loadtest.gate import Lane
+from loadtest.benchmark.result import Result, Run
 from loadtest.generator.recording import GeneratorHealth, Recording, WarmUpReport
 from loadtest.generator.requests_log import ROW, Requests
 from loadtest.generator.summarise import Window, summarise
+from loadtest.lanes.lane import Target
+from loadtest.lanes.parity_gate import Lane
 from loadtest.load import ClosedLoop, Load, Loop
-from loadtest.resources import ResourceUse
-from loadtest.result import Result, Run
+from loadtest.machine.environment import describe_environment
+from loadtest.machine.resources import ResourceUse
 from loadtest.settings import BenchSettings
-from loadtest.targets import Target
 
 HEALTHY = GeneratorHealth(cpu=0.3, lag_p50_ms=0.02, lag_p99_ms=0.1)
 WARM = WarmUpReport(seconds=1.0, stable=True)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.ceiling import Ceiling, CeilingSpec
-from loadtest.compare import compare
+from loadtest.analysis.compare import compare
+from loadtest.benchmark.result import Result, Run, write_result
 from loadtest.errors import ResultError
+from loadtest.lanes.ceiling import Ceiling, CeilingSpec
 from loadtest.load import ClosedLoop, Load
-from loadtest.result import Result, Run, write_result
 from tests.loadtest.lab import lane, recording, result
-from trident.console.measurement import compare_results
+from trident.console.bench import compare_results
 
 ROUNDS, REQUESTS = 5, 700
 LANES = ("fastapi", "torchserve", "triton")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.containers import ContainerUse
 from loadtest.load import ClosedLoop
+from loadtest.machine.containers import ContainerUse
+from loadtest.machine.resources import InContainer, Meter, watching
 from loadtest.report import write_report
-from loadtest.resources import InContainer, Meter, watching
 from tests.loadtest.lab import recording, resources, result, run
 
 

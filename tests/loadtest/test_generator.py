@@ -14,20 +14,21 @@ import numpy as np
 import pytest
 
 from bundle.store import Bundle
-from loadtest.benchmark import Lineup, run_benchmark
-from loadtest.calibration import calibrate
+from loadtest.benchmark.calibration import calibrate
+from loadtest.benchmark.result import Result
+from loadtest.benchmark.rounds import run_benchmark
 from loadtest.errors import GeneratorError
-from loadtest.gate import through_gate
 from loadtest.generator.arrivals import schedule
 from loadtest.generator.client import Generator
 from loadtest.generator.fake_server import Behaviour, fake_server
 from loadtest.generator.requests_log import Requests
 from loadtest.generator.spec import GeneratorSpec
+from loadtest.lanes.lane import Question, Target
+from loadtest.lanes.lineup import Lineup
+from loadtest.lanes.parity_gate import through_gate
 from loadtest.load import ClosedLoop, Load, Loop, OpenLoop, Phase, WarmUp
-from loadtest.result import Result
 from loadtest.settings import read_settings
-from loadtest.targets import Question, Target
-from serving.clients.fastapi import FastapiWire
+from serving.clients.http_wire import FastapiWire
 from tests.loadtest.lab import target
 
 NO_WARM_UP = WarmUp(min_s=0, max_s=0)
@@ -205,7 +206,9 @@ def test_a_lane_with_wrong_answers_is_not_timed(
     slow_server: tuple[str, list[float]], other_weights: Bundle, digits: Bundle
 ) -> None:
     url, came = slow_server
-    measured = run_benchmark(Lineup((target(url=url),), digits), read_settings(rounds=1, duration_s=0.2, burn_in_s=0))
+    measured = run_benchmark(
+        Lineup((target(url=url),), digits), read_settings(rounds=1, duration_s=0.2, initial_warmup_s=0)
+    )
     assert measured.runs == ()
     assert "classes instead of 10" in measured.lanes[0].faults[0]
     assert 0 < len(came) <= len(digits.golden_inputs())  # the gate, and nothing else
@@ -216,7 +219,13 @@ def test_a_lane_with_wrong_answers_is_not_timed(
 
 def alone(lanes: tuple[Target, ...], duration_s: float) -> Result:
     """One round of single-stream, and nothing else."""
-    only: dict[str, Any] = {"rounds": 1, "warmup_s": 0.1, "warmup_max_s": 0.1, "calibration_s": 0, "burn_in_s": 0}
+    only: dict[str, Any] = {
+        "rounds": 1,
+        "warmup_s": 0.1,
+        "warmup_max_s": 0.1,
+        "calibration_s": 0,
+        "initial_warmup_s": 0,
+    }
     return run_benchmark(Lineup(lanes, None), read_settings(scenario=["single-stream"], duration_s=duration_s, **only))
 
 

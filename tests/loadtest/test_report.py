@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.ceiling import Ceiling, CeilingSpec
+from loadtest.analysis.estimate import Estimate
+from loadtest.analysis.summary import headlines, milliseconds, rows, slo_capacity, with_interval
+from loadtest.benchmark.result import latest_result, read_result, write_result
 from loadtest.errors import ResultError
 from loadtest.generator.recording import GeneratorHealth
+from loadtest.lanes.ceiling import Ceiling, CeilingSpec
 from loadtest.load import ClosedLoop, OpenLoop, Phase
 from loadtest.report import write_report
-from loadtest.result import latest_result, read_result, write_result
 from loadtest.scenarios import SingleStream, Slo, Sweep
 from loadtest.settings import BenchSettings
-from loadtest.statistics import Estimate
-from loadtest.summary import headlines, milliseconds, rows, slo_capacity, with_interval
 from tests.loadtest.lab import HEALTHY, lane, recording, resources, result, run
 
 

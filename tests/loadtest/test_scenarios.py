@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.benchmark import steps
+from loadtest.benchmark.rounds import steps
 from loadtest.errors import LoadtestError
 from loadtest.generator.recording import GeneratorHealth, Recording
 from loadtest.load import Load, OpenLoop, Phase

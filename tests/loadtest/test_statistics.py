@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from loadtest.analysis.estimate import mean_of, merged, min_samples, percentile_of, percentile_s
 from loadtest.generator.recording import decode_histogram
 from loadtest.generator.summarise import histogram_of
 from loadtest.report.tables import theil_sen
-from loadtest.statistics import mean_of, merged, min_samples, percentile_of, percentile_s
 from tests.loadtest.lab import recording
 
 

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from bundle.store import Bundle
-from loadtest.ceiling import CeilingSpec
 from loadtest.errors import TargetError
-from loadtest.lanes import Served, lineup_of, named, only, parse_inputs, parse_target
-from loadtest.targets import AnswerCheck, Question
-from loadtest.tensor_wire import TensorWire
+from loadtest.lanes.ceiling import CeilingSpec
+from loadtest.lanes.lane import AnswerCheck, Question
+from loadtest.lanes.lineup import Served, lineup_of, named, only, parse_inputs, parse_target
+from loadtest.lanes.tensor_wire import TensorWire
 from serving.clients.endpoint import Endpoint
 from serving.clients.fastapi import FastapiWire
 from tests.loadtest.lab import target

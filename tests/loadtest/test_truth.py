@@ -7,7 +7,7 @@ import pytest
 
 from loadtest.cores import split_cores
 from loadtest.generator.client import Generator
-from loadtest.truth.against_wrk import parse_wrk, take_turns, wrk_is_here
+from loadtest.generator.wrk import parse_wrk, take_turns, wrk_is_here
 from loadtest.truth.measure import BusyMachineError, measure_queue, measure_stall
 from loadtest.truth.queueing import Service, mean_wait, wait_percentile, waits
 

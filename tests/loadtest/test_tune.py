@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from bundle.store import Bundle
-from loadtest.benchmark import Lineup
+from loadtest.analysis.summary import slo_capacity
+from loadtest.benchmark.result import Result, read_result
 from loadtest.errors import TargetError
-from loadtest.gate import Lane
 from loadtest.generator.recording import GeneratorHealth, Recording
+from loadtest.lanes.lineup import Lineup
+from loadtest.lanes.parity_gate import Lane
 from loadtest.load import Load
-from loadtest.result import Result, read_result
 from loadtest.scenarios import Slo
 from loadtest.settings import BenchSettings
-from loadtest.summary import slo_capacity
 from loadtest.tune import OpenLane, Screened, candidates, tune, write_tuned
 from tests.loadtest.lab import drive, recording, result, run, server_with, target
 from tests.workplace import processes_of, trident

@@ -1,4 +1,4 @@
-"""What a result was measured on: hardware, system, versions, revision, command."""
+"""The environment of a measurement: hardware, system, versions, revision, command."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ _PACKAGES: Final = (
 
 
 class Environment(BaseModel):
-    """The machine and the software. `cores` are the ones that this process may use."""
+    """The machine and its software. `cores`: how many cores this process may use."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +41,7 @@ class Environment(BaseModel):
 
 
 def describe_environment() -> Environment:
-    """This machine, now."""
+    """Describe this machine and this process."""
     return Environment(
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)),

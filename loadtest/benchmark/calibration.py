@@ -1,4 +1,4 @@
-"""What the generator itself costs and can drive: its latency and rate on a target that answers without doing anything."""
+"""Calibration: the generator's own latency and highest rate, on a server that answers without doing anything."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,11 @@ from loadtest.generator.fake_server import Behaviour, fake_server
 from loadtest.generator.spec import GeneratorSpec
 from loadtest.load import ClosedLoop, Load, WarmUp
 
-_CROWD = 16
+_CONCURRENCY = 16
 
 
 class Calibration(BaseModel):
-    """On the null target: latency of a lone request, and the most requests per second (closed loop of 16), with the CPU
-    seconds that one request costs the generator.
-    """
+    """On the null target: latency at concurrency 1; throughput at concurrency 16, and the generator's CPU per request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,12 +24,12 @@ class Calibration(BaseModel):
 
 
 def calibrate(generator: Generator, seconds: float, server_cores: Sequence[int], cores: tuple[int, ...]) -> Calibration:
-    """Measure it, on the cores that the benchmark will use."""
-    with fake_server(Behaviour(), server_cores) as target:
-        recordings = [
+    """Measure the generator on the cores of the benchmark."""
+    with fake_server(Behaviour(), server_cores) as lane:
+        single, concurrent = (
             generator.run(
                 GeneratorSpec(
-                    target=target,
+                    lane=lane,
                     load=Load(scenario="calibration", loop=ClosedLoop(concurrency=concurrency, duration_s=seconds)),
                     bundle=None,
                     timeout_s=10,
@@ -39,12 +37,11 @@ def calibrate(generator: Generator, seconds: float, server_cores: Sequence[int],
                     cores=cores,
                 )
             )
-            for concurrency in (1, _CROWD)
-        ]
-    alone, crowd = recordings
+            for concurrency in (1, _CONCURRENCY)
+        )
     return Calibration(
-        p50_ms=alone.percentile_ms(50),
-        p99_ms=alone.percentile_ms(99),
-        requests_per_s=crowd.requests_per_s,
-        cpu_us_per_request=crowd.generator.cpu / max(1.0, crowd.requests_per_s) * 1e6,
+        p50_ms=single.percentile_ms(50),
+        p99_ms=single.percentile_ms(99),
+        requests_per_s=concurrent.requests_per_s,
+        cpu_us_per_request=concurrent.generator.cpu / max(1.0, concurrent.requests_per_s) * 1e6,
     )

@@ -1,12 +1,11 @@
-"""Two benchmarks of the same lanes and loads: what became slower or faster beyond the noise.
+"""Compare two benchmarks of the same lanes and loads: what became slower or faster beyond the noise?
 
-For each lane, load and metric the logarithms of the rounds' values are compared by a t-test. The noise is pooled over
-the loads of a lane (they differ in level, not much in relative noise), which makes a few rounds enough; the chance of
-one false alarm in the whole comparison is held at 2 % by Holm's method. A difference below `tolerance` is no
-difference, however certain.
+For each lane, load and metric, a t-test compares the logarithms of the rounds' values. The noise is pooled over the loads of a
+lane (their levels differ, their relative noise hardly), so a few rounds suffice. Holm's method keeps the chance of one false
+alarm in the whole comparison at 2 %. Significant differences below `tolerance` are ignored.
 
-A machine is not equally fast every day. If both results have the in-process ceiling of a lane's runtime in at least
-three rounds, its change is taken out of the lane's, and its noise added.
+The speed of a machine varies from day to day. If both results have at least three rounds of a lane's ceiling, the change of the
+ceiling is subtracted from the change of the lane, and its variance added.
 """
 
 import math
@@ -17,10 +16,11 @@ from typing import Final, Literal
 import numpy as np
 from scipy.stats import t as student
 
+from loadtest.analysis.estimate import LEAST_ROUNDS, Floats
+from loadtest.benchmark.result import Result, Run
 from loadtest.errors import ResultError
+from loadtest.histogram import merged, min_samples
 from loadtest.load import ClosedLoop, Load
-from loadtest.result import Result, Run
-from loadtest.statistics import LEAST_ROUNDS, Floats, merged, min_samples
 
 ALPHA: Final = 0.02
 TOLERANCE: Final = 0.03
@@ -30,8 +30,11 @@ Change = Literal["slower", "faster", "same"]
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of one lane under one load. `ratio` is B over A, after the machine's own change was taken out; `low` and
-    `high` its interval, as wide as the test needed it to be.
+    """One metric of one lane under one load.
+
+    Args:
+        before: the mean in A; `after`: in B.
+        ratio: B over A, without the change of the ceiling; `low` and `high`: its interval at the level of the test.
     """
 
     lane: str
@@ -46,9 +49,12 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """All differences; `machine`: how much faster the machine itself was in B, by runtime; `missing`: lanes of A that B
-    lacks, or that gave wrong answers there.
+class ResultComparison:
+    """The differences between two results.
+
+    Args:
+        machine: by runtime, how much faster the ceiling was in B.
+        missing: lanes of A that are missing in B, or failed the parity gate there.
     """
 
     differences: tuple[Difference, ...]
@@ -57,12 +63,12 @@ class Comparison:
 
     @property
     def slower(self) -> list[Difference]:
-        """The regressions."""
+        """The differences that are regressions."""
         return [difference for difference in self.differences if difference.change == "slower"]
 
     @property
     def passed(self) -> bool:
-        """No lane is slower, and none is missing."""
+        """Whether no lane is slower, and none is missing."""
         return not self.slower and not self.missing
 
 
@@ -75,8 +81,8 @@ class _Cell:
     after: Floats
 
 
-def compare(before: Result, after: Result, tolerance: float = TOLERANCE) -> Comparison:
-    """What changed from `before` (A) to `after` (B).
+def compare(before: Result, after: Result, tolerance: float = TOLERANCE) -> ResultComparison:
+    """Compare `before` (A) with `after` (B).
 
     Raises:
         ResultError: they have no load in common, or too few rounds.
@@ -84,8 +90,8 @@ def compare(before: Result, after: Result, tolerance: float = TOLERANCE) -> Comp
     cells = _cells(before, after)
     if not cells:
         raise ResultError(
-            f"the two have no lane and load in common with at least {LEAST_ROUNDS - 1} valid rounds in each: compare "
-            "benchmarks of the same settings"
+            f"the results have no lane and load in common with at least {LEAST_ROUNDS - 1} valid rounds in each; compare "
+            "benchmarks with the same settings"
         )
     noise = _noise(cells)
     tested = []
@@ -101,7 +107,7 @@ def compare(before: Result, after: Result, tolerance: float = TOLERANCE) -> Comp
     order = {id(cell): place for place, cell in enumerate(cells)}
     differences.sort(key=lambda pair: order[id(pair[0])])
     lanes = {lane.name for lane in after.lanes if not lane.faults}
-    return Comparison(
+    return ResultComparison(
         differences=tuple(difference for _, difference in differences),
         machine={
             spec.runtime: math.exp(_machine(before, after, lane)[0])
@@ -115,8 +121,8 @@ def compare(before: Result, after: Result, tolerance: float = TOLERANCE) -> Comp
 def _holm(
     tested: Sequence[tuple[float, _Cell, float, float, float]], tolerance: float
 ) -> list[tuple[_Cell, Difference]]:
-    """Holm's step-down: the smallest chance is tested at ALPHA / n, the next at ALPHA / (n - 1) ... up to the first that
-    is not small enough.
+    """Holm's step-down: the smallest p-value is tested at ALPHA / n, the next at ALPHA / (n - 1) ... up to the first that is
+    not significant.
     """
     found, open_ = [], True
     for place, (chance, cell, shift, error, freedom) in enumerate(sorted(tested, key=lambda entry: entry[0])):
@@ -164,7 +170,7 @@ def _values(result: Result, lane: str, load: Load, value: Callable[[Run], float 
 
 
 def _noise(cells: Sequence[_Cell]) -> dict[tuple[str, Metric], tuple[float, float]]:
-    """The variance within a round's repetitions and its degrees of freedom, by lane and metric."""
+    """By lane and metric: the variance between rounds, and its degrees of freedom."""
     squares: dict[tuple[str, Metric], list[float]] = {}
     for cell in cells:
         entry = squares.setdefault((cell.lane, cell.metric), [0.0, 0.0])
@@ -175,9 +181,7 @@ def _noise(cells: Sequence[_Cell]) -> dict[tuple[str, Metric], tuple[float, floa
 
 
 def _machine(before: Result, after: Result, lane: str) -> tuple[float, float]:
-    """The logarithm of how much faster a lane's runtime was without any server, and the variance of that; zeros if it is
-    not known in both.
-    """
+    """The logarithm of how much faster the lane's ceiling was in B, and its variance; zeros if one of them is unknown."""
     shift, variance = 0.0, 0.0
     for sign, result in ((-1, before), (1, after)):
         spec = result.ceiling_specs.get(lane)

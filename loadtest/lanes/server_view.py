@@ -1,21 +1,21 @@
-"""Where the time goes as the server itself counts it: seconds of decode, queue and inference per image, from the
-difference of its counters before and after a run.
+"""A server's own view of where the time goes: seconds of decode, queue and inference per image, from the difference of its
+counters before and after a run.
 """
 
 import httpx
 
-from loadtest.targets import Target
+from loadtest.lanes.lane import Lane
 from serving.clients.dialect import StageCounters, dialect_of
 from serving.clients.endpoint import SERVERS
 
 
-def read_counters(target: Target) -> StageCounters | None:
-    """The server's counters now; None if it has none that are known here, or does not answer."""
-    endpoint = target.endpoint
-    if endpoint is None or target.server not in SERVERS:
+def read_counters(lane: Lane) -> StageCounters | None:
+    """The server's current counters; None for a third-party server, or if it does not answer."""
+    endpoint = lane.endpoint
+    if endpoint is None or lane.server not in SERVERS:
         return None
     try:
-        return dialect_of(endpoint.server).stage_counters(endpoint, target.model, target.version)
+        return dialect_of(endpoint.server).stage_counters(endpoint, lane.model, lane.version)
     except (httpx.HTTPError, KeyError, ValueError):
         return None
 

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs, where there are any: utilisation, memory, power and energy, by NVML (nvidia-ml-py)."""
+"""NVIDIA GPUs during a run: utilisation, memory, power and energy, by NVML (nvidia-ml-py)."""
 
 import time
 from typing import Any, Self
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class GpuUse(BaseModel):
-    """All GPUs of the machine during a run: means over the samples, memory at its highest, energy from power x time."""
+    """All GPUs of the machine during a run: mean utilisation and power, peak memory, energy as power x time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -19,7 +19,7 @@ class GpuUse(BaseModel):
 
 
 class Gpus:
-    """The machine's GPUs, as a context manager. Without NVML, or without a GPU, it samples nothing."""
+    """The machine's GPUs, as a context manager. Without NVML or without a GPU there are no samples."""
 
     def __enter__(self) -> Self:
         self._nvml: Any = None
@@ -29,7 +29,7 @@ class Gpus:
             import pynvml
 
             pynvml.nvmlInit()
-        except Exception:  # the package, the driver or the device is missing; NVML has an error class for each
+        except Exception:  # package, driver or device is missing; NVML has an error class for each
             return self
         self._nvml = pynvml
         self._handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
@@ -40,7 +40,7 @@ class Gpus:
             self._nvml.nvmlShutdown()
 
     def sample(self) -> None:
-        """Look once."""
+        """Take one sample."""
         if not self._handles:
             return
         nvml = self._nvml
@@ -52,15 +52,15 @@ class Gpus:
         )
 
     def use(self) -> GpuUse | None:
-        """What the samples say, or None."""
+        """The use over all samples; None without samples."""
         if not self._samples:
             return None
-        at, utilisation, memory, power = zip(*self._samples, strict=True)
+        times, utilisation, memory, power = zip(*self._samples, strict=True)
         mean_power = sum(power) / len(power)
         return GpuUse(
             names=tuple(str(self._nvml.nvmlDeviceGetName(handle)) for handle in self._handles),
             utilisation=sum(utilisation) / len(utilisation),
             memory_mib=max(memory),
             power_w=mean_power,
-            energy_j=mean_power * (at[-1] - at[0]),
+            energy_j=mean_power * (times[-1] - times[0]),
         )

@@ -1,7 +1,7 @@
 """Pixels on the wire instead of images: the Open Inference Protocol v2 with the binary tensor extension.
 
-A tensor-in lane decodes and resizes on the client's side, before the clock runs: it shows what the server costs without
-the decoding. https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+The client of a tensor lane decodes and resizes before the measurement. The lane shows the cost of the server without
+decoding. https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
 import json
@@ -29,7 +29,7 @@ class TensorWire:
     output_name: str = "probabilities"
 
     def request(self, image: bytes, top_k: int | None = None) -> HttpRequest:
-        """Decode the image, and ask for the probabilities of its pixels."""
+        """Decode the image; request the probabilities of its pixels."""
         pixels = preprocess(image, self.manifest.input)
         data = pixels.tobytes()
         tensor = {
@@ -38,13 +38,13 @@ class TensorWire:
             "shape": [1, *pixels.shape],
             "parameters": {"binary_data_size": len(data)},
         }
-        wanted = {"name": self.output_name, "parameters": {"binary_data": True}}
-        head = json.dumps({"inputs": [tensor], "outputs": [wanted]}).encode()
+        output = {"name": self.output_name, "parameters": {"binary_data": True}}
+        head = json.dumps({"inputs": [tensor], "outputs": [output]}).encode()
         headers = {"content-type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
         return HttpRequest(f"{self.path}/infer", headers, head + data)
 
     def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
-        """The answer that the probabilities mean.
+        """Turn the probabilities into an answer.
 
         Raises:
             RefusedError, GarbledError.

@@ -1,4 +1,4 @@
-"""A server in a container, as the container's own metrics have it (`serving/cgroup.py`, or cAdvisor's of one container)."""
+"""A server's container, from the container's own metrics (`serving/cgroup.py`, or cAdvisor's of one container)."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,10 +11,14 @@ _TIMEOUT_S: Final = 2.0
 
 
 class ContainerUse(BaseModel):
-    """What a container's limits did to it.
+    """The effect of a container's limits.
 
-    `cpu_limit`: in cores; `memory_limit_mib`; None: no limit. `periods`: of the CPU limit, 100 ms each; in
-    `throttled_periods` of them the container was stopped, for `throttled_s` seconds (those of all cores added up).
+    Args:
+        cpu_limit: in cores; None: no limit.
+        memory_limit_mib: None: no limit.
+        periods: elapsed periods of the CPU limit (100 ms each).
+        throttled_periods: periods in which the container was throttled.
+        throttled_s: throttled seconds, summed over the cores.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +30,7 @@ class ContainerUse(BaseModel):
     throttled_s: float
 
     def since(self, before: "ContainerUse") -> "ContainerUse":
-        """What came since an earlier reading."""
+        """The difference to an earlier reading."""
         return self.model_copy(
             update={
                 "periods": self.periods - before.periods,
@@ -37,8 +41,8 @@ class ContainerUse(BaseModel):
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A container at one moment; counters are since it was started."""
+class ContainerReading:
+    """A container at one moment. Counters start with the container."""
 
     cpu_s: float
     memory_mib: float
@@ -47,14 +51,14 @@ class Reading:
 
 
 class Container:
-    """Where a container's metrics are."""
+    """Reads the metrics of a container."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._client = httpx.Client(timeout=_TIMEOUT_S, trust_env=False)
 
-    def read(self) -> Reading | None:
-        """The metrics now; None: it does not answer, or cannot read its cgroup."""
+    def read(self) -> ContainerReading | None:
+        """The current metrics; None if the exporter does not answer or cannot read its cgroup."""
         try:
             text = self._client.get(self._url).raise_for_status().text
             values = {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
@@ -63,9 +67,9 @@ class Container:
             return None
 
 
-def _reading(values: dict[str, float]) -> Reading:
+def _reading(values: dict[str, float]) -> ContainerReading:
     quota, limit = values.get("container_spec_cpu_quota"), values.get("container_spec_memory_limit_bytes")
-    return Reading(
+    return ContainerReading(
         cpu_s=values["container_cpu_usage_seconds_total"],
         memory_mib=values["container_memory_working_set_bytes"] / 2**20,
         threads=int(values["container_threads"]),

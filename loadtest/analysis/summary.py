@@ -1,23 +1,25 @@
-"""A result, condensed: one row per lane and load over all valid rounds, one headline per lane."""
+"""Summaries of a result: one per lane and load over all valid rounds, and one headline per lane."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from loadtest.ceiling import CeilingSpec
+from loadtest.analysis.estimate import Estimate, mean, mean_of, percentile_of
+from loadtest.benchmark.result import Result, Run
+from loadtest.lanes.ceiling import CeilingSpec
 from loadtest.load import ClosedLoop, Load, OpenLoop
-from loadtest.result import Result, Run
 from loadtest.scenarios import Slo
-from loadtest.statistics import Estimate, mean, mean_of, percentile_of
 
 STAGES: Final = ("decode", "queue", "inference", "handler")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One lane under one load. Percentiles are in seconds, None where there were too few requests to tell.
+class LoadSummary:
+    """One lane under one load. Percentiles are in seconds; None from too few requests.
 
-    `invalid`: runs that are left out. `missing_s`: what the client saw beyond the stages that the server counts.
+    Args:
+        errors: failed requests.
+        invalid: the number of excluded runs.
     """
 
     lane: str
@@ -40,18 +42,20 @@ class Row:
     threads: int | None
 
     @property
-    def missing_s(self) -> float:
-        """Mean latency minus the stages: network, HTTP, framework, and whatever the server does not count."""
+    def rest_s(self) -> float:
+        """Mean latency minus the server's stages: network, HTTP, framework and client."""
         return max(0.0, self.mean_s - sum(self.stages_s.values()))
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """The most requests per second of a lane, and what that means.
+    """The capacity of a lane in requests per second.
 
-    `under_slo`: it is the highest rate that kept the objective of the slo scenario; else the highest throughput seen.
-    `at_least`: the next higher rate could not be measured (the generator was late, or others were not idle), so that the
-    server may do more.
+    Args:
+        under_slo: it is the highest rate that met the objective of the slo scenario; otherwise the highest throughput.
+        condition: the objective, or the load, in words.
+        at_least: the next higher rate could not be measured (the generator was late, or other servers were not idle); the
+            true capacity may be higher.
     """
 
     requests_per_s: Estimate
@@ -60,21 +64,24 @@ class Capacity:
     at_least: bool = False
 
     def text(self) -> str:
-        """For tables: `1230 (1200 to 1310)`, with `at least` before it where that is all that is known."""
+        """The text in tables: `1230 (1200 to 1310)` or `at least 1230 (1200 to 1310)`."""
         return ("at least " if self.at_least else "") + with_interval(self.requests_per_s)
 
 
 @dataclass(frozen=True)
 class Headline:
-    """One lane in a line.
+    """The headline figures of one lane.
 
-    `of_ceiling`: capacity over the in-process ceiling of the lane's runtime; the serving tax is one minus that.
+    Args:
+        single: the single-stream scenario.
+        peak: the closed loop with the highest throughput.
+        of_ceiling: capacity divided by the ceiling of the lane's runtime; the serving tax is one minus that.
     """
 
     lane: str
     parity: str
-    single: Row | None
-    peak: Row | None
+    single: LoadSummary | None
+    peak: LoadSummary | None
     capacity: Capacity | None
     of_ceiling: Estimate | None
     cost_per_million: float | None
@@ -82,47 +89,51 @@ class Headline:
     invalid: int
 
 
-def rows(result: Result) -> list[Row]:
-    """In the order of the lanes and loads; probes and the search of slo are no rows."""
+def load_summaries(result: Result) -> list[LoadSummary]:
+    """The summaries in the order of the lanes and loads, without probes and the search of slo."""
     groups: dict[tuple[str, Load], list[Run]] = {}
-    for lane in result.lanes:
+    for parity in result.lanes:
         for run in result.runs:
-            if run.lane == lane.name and not run.load.probe and run.load.scenario != "slo":
+            if run.lane == parity.name and not run.load.probe and run.load.scenario != "slo":
                 groups.setdefault((run.lane, run.load), []).append(run)
-    return [row for (lane_, load), runs in groups.items() if (row := _row(lane_, load, runs)) is not None]
+    return [summary for (lane, load), runs in groups.items() if (summary := _summary(lane, load, runs)) is not None]
 
 
 def headlines(result: Result) -> list[Headline]:
-    """One per lane."""
-    table = rows(result)
+    """One headline per lane."""
+    summaries = load_summaries(result)
     lines = []
-    for lane in result.lanes:
-        own = [row for row in table if row.lane == lane.name]
-        closed = [row for row in own if isinstance(row.load.loop, ClosedLoop)]
-        single = next((row for row in closed if row.load.scenario == "single-stream"), None)
-        peak = max(closed, key=lambda row: row.requests_per_s.value, default=None)
-        capacity = slo_capacity(result, lane.name) or _peak_capacity(peak)
-        ceiling = ceiling_of(result, result.ceiling_specs.get(lane.name))
+    for parity in result.lanes:
+        own = [summary for summary in summaries if summary.lane == parity.name]
+        closed = [summary for summary in own if isinstance(summary.load.loop, ClosedLoop)]
+        single = next((summary for summary in closed if summary.load.scenario == "single-stream"), None)
+        peak = max(closed, key=lambda summary: summary.requests_per_s.value, default=None)
+        capacity = slo_capacity(result, parity.name) or _peak_capacity(peak)
+        ceiling = ceiling_of(result, result.ceiling_specs.get(parity.name))
         price = result.settings.price_per_hour
         rate = capacity.requests_per_s.value if capacity is not None else 0.0
         lines.append(
             Headline(
-                lane=lane.name,
-                parity=lane.parity,
+                lane=parity.name,
+                parity=parity.parity,
                 single=single,
                 peak=peak,
                 capacity=capacity,
                 of_ceiling=capacity.requests_per_s.ratio(ceiling) if capacity is not None and ceiling else None,
                 cost_per_million=price / 3600 / rate * 1e6 if price is not None and rate else None,
-                errors=sum(run.recording.failed for run in result.runs if run.lane == lane.name and _counts(run)),
-                invalid=sum(1 for run in result.runs if run.lane == lane.name and run.fault and not run.repeated),
+                errors=sum(run.recording.failed for run in result.runs if run.lane == parity.name and _counts(run)),
+                invalid=sum(
+                    1
+                    for run in result.runs
+                    if run.lane == parity.name and run.invalid_reason is not None and not run.repeated
+                ),
             )
         )
     return lines
 
 
 def slo_capacity(result: Result, lane: str) -> Capacity | None:
-    """The mean over rounds of the highest rate that kept the objective; None if that was not searched, or not found."""
+    """The mean over rounds of the highest rate that met the objective; None if it was not searched for, or not found."""
     scenario = next((one for one in result.settings.scenarios if isinstance(one, Slo)), None)
     if scenario is None:
         return None
@@ -134,11 +145,13 @@ def slo_capacity(result: Result, lane: str) -> Capacity | None:
             if (run.lane, run.round, run.load.scenario) == (lane, round_, "slo")
             and not (run.repeated or run.load.probe)
         ]
-        held, failed = scenario.bracket([(run.load, run.recording) for run in runs if not run.fault])
-        spoiled = [run.load.loop.rate for run in runs if run.fault and isinstance(run.load.loop, OpenLoop)]
-        bounded = any(held < rate < failed for rate in spoiled)  # who knows whether it would have held there
+        held, failed = scenario.bracket([(run.load, run.recording) for run in runs if run.invalid_reason is None])
+        distorted = [
+            run.load.loop.rate for run in runs if run.invalid_reason is not None and isinstance(run.load.loop, OpenLoop)
+        ]
+        bounded = any(held < rate < failed for rate in distorted)  # unknown whether these rates meet the objective
         if any(run.recording.wrong for run in runs) or not (held or (runs and not bounded)):
-            continue  # it was cut short, or says nothing
+            continue  # the search was ended by a wrong answer, or has no valid probe
         found.append(held)
         at_least = at_least or bounded
     if not any(found):
@@ -147,13 +160,13 @@ def slo_capacity(result: Result, lane: str) -> Capacity | None:
 
 
 def ceiling_of(result: Result, spec: CeilingSpec | None) -> Estimate | None:
-    """What the runtime of a lane does without a server, over the rounds."""
+    """The ceiling over the rounds; None if it was not measured."""
     measured = [ceiling.best for ceiling in result.ceilings if ceiling.spec == spec]
     return mean_of(measured) if measured else None
 
 
 def milliseconds(seconds: Estimate | float | None) -> str:
-    """For tables: three significant digits, or 'too few'."""
+    """The text in tables: three significant digits, or 'too few'."""
     if seconds is None:
         return "too few"
     value = (seconds.value if isinstance(seconds, Estimate) else seconds) * 1000
@@ -161,7 +174,7 @@ def milliseconds(seconds: Estimate | float | None) -> str:
 
 
 def with_interval(value: Estimate | None, unit: float = 1.0, digits: int = 3) -> str:
-    """`1.23 (1.20 to 1.31)`, or without the interval where there were too few rounds."""
+    """The text in tables: `1.23 (1.20 to 1.31)`; without the interval from too few rounds."""
     if value is None:
         return "too few"
     text = _significant(value.value * unit, digits)
@@ -176,19 +189,19 @@ def _significant(number: float, digits: int) -> str:
 
 
 def _counts(run: Run) -> bool:
-    """Whether a run's errors are the lane's: not those of loads that are meant to be too much."""
+    """Whether a run's errors count for the lane: not if its load is meant to overload the server."""
     return not run.repeated and not run.load.probe and run.load.scenario not in ("slo", "spike")
 
 
-def _peak_capacity(peak: Row | None) -> Capacity | None:
+def _peak_capacity(peak: LoadSummary | None) -> Capacity | None:
     if peak is None:
         return None
     return Capacity(peak.requests_per_s, False, f"closed loop, {peak.load.loop.label}")
 
 
-def _row(lane: str, load: Load, runs: Sequence[Run]) -> Row | None:
-    valid = [run for run in runs if not run.fault]
-    invalid = sum(1 for run in runs if run.fault and not run.repeated)
+def _summary(lane: str, load: Load, runs: Sequence[Run]) -> LoadSummary | None:
+    valid = [run for run in runs if run.invalid_reason is None]
+    invalid = sum(1 for run in runs if run.invalid_reason is not None and not run.repeated)
     if not valid:
         return None
     recordings = [run.recording for run in valid]
@@ -197,7 +210,7 @@ def _row(lane: str, load: Load, runs: Sequence[Run]) -> Row | None:
     answered = sum(recording.answered for recording in recordings)
     seconds = sum(recording.seconds for recording in recordings)
     cpu_s = sum(use.cores for use in resources) / len(resources) * seconds if resources else None
-    return Row(
+    return LoadSummary(
         lane=lane,
         load=load,
         requests=sum(recording.answered + recording.failed for recording in recordings),
@@ -220,7 +233,7 @@ def _row(lane: str, load: Load, runs: Sequence[Run]) -> Row | None:
 
 
 def _stages(runs: Sequence[Run]) -> dict[str, float]:
-    """Mean seconds per stage: the server's own counters, else the Server-Timing of its answers."""
+    """Mean seconds per stage, from the server's own counters, or else from Server-Timing."""
     found: dict[str, list[float]] = {}
     for run in runs:
         source = run.server_stages_s or run.recording.stages_s

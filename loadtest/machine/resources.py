@@ -1,5 +1,5 @@
-"""What a run cost its machine: CPU seconds, memory and threads of each server (its process tree, or its container), and
-of everybody else.
+"""What a run used of its machine: CPU seconds, memory and threads of each server (its process tree or its container), and
+the CPU of all other processes.
 """
 
 import contextlib
@@ -13,21 +13,24 @@ from typing import Any, Final, Protocol
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from loadtest.containers import Container, ContainerUse
-from loadtest.gpu import Gpus, GpuUse
+from loadtest.machine.containers import Container, ContainerUse
+from loadtest.machine.gpu import Gpus, GpuUse
 
 _SAMPLE_S: Final = 0.5
-BUSY_CORES: Final = 0.1  # a server that should be idle, and uses more, disturbs the one that is measured
-DISTURBED_CORES: Final = 0.15  # as much taken by other processes of the machine is worth a remark
+BUSY_CORES: Final = 0.1  # an idle server that uses more disturbs the measured one
+DISTURBED_CORES: Final = 0.15  # if other processes use more, the run gets a remark
 
 
 class ResourceUse(BaseModel):
-    """What one run took.
+    """What one run used.
 
-    `cpu_s`: CPU seconds of the server's process tree or container; `cores` the same per second. `memory_mib`: its resident
-    memory (of a container: its working set), at its highest; `memory_start_mib`, `memory_end_mib`: at the ends.
-    `idle_cores`: what each server that was not under load used meanwhile. `other_cores`: what was used by processes that are
-    neither servers nor the generator. `container`: what its limits did to it, if it is in one.
+    Args:
+        cpu_s: CPU seconds of the server's process tree or container; `cores`: the same per second.
+        memory_mib: peak resident memory (of a container: its working set).
+        memory_start_mib: memory at the start; `memory_end_mib`: at the end.
+        idle_cores: cores used by each server that was not under load.
+        other_cores: cores used by processes that are neither servers nor the generator.
+        container: the effect of the container's limits; None if the server runs in no container.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,48 +48,48 @@ class ResourceUse(BaseModel):
     container: ContainerUse | None = None
 
     @property
-    def not_idle(self) -> str:
-        """'' if all others were idle, else which one was not."""
-        busy = [f"{lane} used {cores:.2f} cores" for lane, cores in self.idle_cores.items() if cores > BUSY_CORES]
-        return "; ".join(busy)
+    def busy_servers(self) -> str | None:
+        """The servers that should have been idle and were not, with their use; None if all were idle."""
+        busy = [f"{server} used {cores:.2f} cores" for server, cores in self.idle_cores.items() if cores > BUSY_CORES]
+        return "; ".join(busy) or None
 
 
 @dataclass(frozen=True)
-class Counters:
-    """What a server has used so far."""
+class CpuUse:
+    """The CPU time that a server has used so far."""
 
     cpu_s: float
     container: ContainerUse | None = None
 
 
 class Meter(Protocol):
-    """Reads a server's use; None where it cannot be read now."""
+    """Reads what a server uses; None if it cannot be read now."""
 
-    def counters(self) -> Counters | None:
-        """So far."""
+    def cpu(self) -> CpuUse | None:
+        """CPU time so far."""
 
     def size(self) -> tuple[float, int] | None:
-        """MiB of memory and number of threads, at this moment."""
+        """Current memory in MiB, and number of threads."""
 
 
 class Processes:
-    """Process trees of this machine.
+    """Reads process trees of this machine.
 
     Args:
-        pids: their leaders.
+        pids: the root of each tree.
     """
 
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids = pids
         self._tree: list[psutil.Process] = []
 
-    def counters(self) -> Counters | None:
-        """CPU seconds, those of children that have ended included."""
+    def cpu(self) -> CpuUse | None:
+        """CPU time of the tree, including children that have ended."""
         self._tree = _tree(self._pids)
-        return Counters(_cpu_s(self._tree))
+        return CpuUse(_cpu_s(self._tree))
 
     def size(self) -> tuple[float, int] | None:
-        """Of the processes that the last reading of the counters found: walking all of the machine takes a core's time."""
+        """Memory and threads of the processes that `cpu` found: listing all processes costs too much CPU per sample."""
         memory, threads = 0, 0
         for process in self._tree:
             with contextlib.suppress(psutil.Error):
@@ -96,25 +99,25 @@ class Processes:
 
 
 class InContainer:
-    """A server in a container of its own."""
+    """Reads a server that runs in its own container."""
 
     def __init__(self, url: str) -> None:
         self._container = Container(url)
 
-    def counters(self) -> Counters | None:
-        """Of its cgroup."""
+    def cpu(self) -> CpuUse | None:
+        """CPU time of the cgroup."""
         reading = self._container.read()
-        return None if reading is None else Counters(reading.cpu_s, reading.use)
+        return None if reading is None else CpuUse(reading.cpu_s, reading.use)
 
     def size(self) -> tuple[float, int] | None:
-        """Of its cgroup."""
+        """Memory and threads of the cgroup."""
         reading = self._container.read()
         return None if reading is None else (reading.memory_mib, reading.threads)
 
 
 @dataclass
 class Watch:
-    """What is being watched; `use` is there after the block, None if it could not be read (all of the time)."""
+    """`use` is set when the block of `watching` ends; None if it could not be read for the whole block."""
 
     use: ResourceUse | None = None
 
@@ -124,9 +127,9 @@ def watching(server: str, meters: Mapping[str, Meter], own: Sequence[int]) -> It
     """Watch the servers during a block.
 
     Args:
-        server: the one under load.
-        meters: of every server whose use can be read.
-        own: the generator's and the benchmark's processes.
+        server: the name of the server under load.
+        meters: one for every server whose use can be read.
+        own: pids of the generator and of the benchmark.
     """
     watch = Watch()
     if server not in meters:
@@ -137,7 +140,7 @@ def watching(server: str, meters: Mapping[str, Meter], own: Sequence[int]) -> It
     with Gpus() as gpus:
         sampler = threading.Thread(target=_sample, args=(meters[server], sizes, gpus, stop), daemon=True)
         started, busy = time.perf_counter(), _machine_busy_s()
-        before = {name: meter.counters() for name, meter in meters.items()}
+        before = {name: meter.cpu() for name, meter in meters.items()}
         own_before = _cpu_s(_tree(own))
         sampler.start()
         try:
@@ -146,7 +149,7 @@ def watching(server: str, meters: Mapping[str, Meter], own: Sequence[int]) -> It
             stop.set()
             sampler.join()
         seconds = time.perf_counter() - started
-        after = {name: meter.counters() for name, meter in meters.items()}
+        after = {name: meter.cpu() for name, meter in meters.items()}
         spent = {name: used for name in meters if (used := _spent(before[name], after[name])) is not None}
         if server not in spent or not sizes:
             return
@@ -169,18 +172,18 @@ def watching(server: str, meters: Mapping[str, Meter], own: Sequence[int]) -> It
         )
 
 
-def _spent(before: Counters | None, after: Counters | None) -> Counters | None:
-    """What came between two readings; None if one is missing, or the server was started anew in between."""
+def _spent(before: CpuUse | None, after: CpuUse | None) -> CpuUse | None:
+    """The difference of two readings; None if one is missing, or if the server was restarted in between."""
     if before is None or after is None or after.cpu_s < before.cpu_s:
         return None
     limits = None
     if before.container is not None and after.container is not None:
         limits = after.container.since(before.container)
-    return Counters(after.cpu_s - before.cpu_s, limits)
+    return CpuUse(after.cpu_s - before.cpu_s, limits)
 
 
 def listening_pids(port: int) -> tuple[int, ...]:
-    """The processes of this user that listen on a port of this machine: the topmost of each tree."""
+    """This user's processes that listen on a local port, without those whose ancestor listens too."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -219,7 +222,7 @@ def _tree(pids: Sequence[int]) -> list[psutil.Process]:
 
 
 def _cpu_s(tree: Sequence[psutil.Process]) -> float:
-    """CPU seconds of processes so far, those of their children that have ended included."""
+    """CPU seconds of processes so far, including their children that have ended."""
     total = 0.0
     for process in tree:
         with contextlib.suppress(psutil.Error):
@@ -228,6 +231,6 @@ def _cpu_s(tree: Sequence[psutil.Process]) -> float:
 
 
 def _machine_busy_s() -> float:
-    """CPU seconds that the whole machine has worked so far."""
+    """Busy CPU seconds of the whole machine so far."""
     times: Any = psutil.cpu_times()
     return float(times.user + times.nice + times.system + getattr(times, "irq", 0.0) + getattr(times, "softirq", 0.0))
