@@ -36,7 +36,7 @@ def golden_requests(lane: Lane, bundle: Bundle | None) -> list[GoldenRequest]:
     """
     if bundle is None:
         request = ImageWire("/predict").request(NULL_IMAGE)
-        return [GoldenRequest("null", request, Expected(np.ones(1, np.float32)))]
+        return [GoldenRequest("null", request, Expected(np.array([1, 0], np.float32), top_k=1))]
     wire = lane.wire(bundle.manifest)
     return [
         GoldenRequest(

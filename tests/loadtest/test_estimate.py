@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from loadtest.analysis.estimate import mean_of, merged, min_samples, percentile_of, percentile_s
-from loadtest.generator.recording import decode_histogram
+from loadtest.analysis.estimate import mean_of, percentile_of
 from loadtest.generator.summarise import histogram_of
+from loadtest.histogram import decode_histogram, merged, min_samples, percentile_s
 from loadtest.report.tables import theil_sen
 from tests.loadtest.lab import recording
 
