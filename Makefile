@@ -45,12 +45,12 @@ test-integration: setup  ## the tests that start the real servers
 test-all: setup  ## every test that this machine can run
 	@$(BIN)/pytest -m 'not gpu' $(ARGS)
 
-truth: setup  ## is the load test right? against simulation, queueing theory and wrk
+truth: setup  ## compare the load test with simulation, queueing theory and wrk
 	@$(BIN)/python -m loadtest.truth $(ARGS)
 
-# Commands are run under $(QUIET), if there is a way to keep the machine quiet for them.
+# QUIET: a command prefix that keeps other work off the machine, if there is one.
 LANES := --runtime onnxruntime,torchscript --protocol http,grpc --send image,tensor
-results: setup  ## the benchmarks of docs/results again (twenty minutes; nothing else should run)
+results: setup  ## repeat the benchmarks of docs/results (20 minutes; nothing else should run)
 	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits.toml $(LANES) --out docs/results/digits
 	$(QUIET) $(BIN)/trident bench --model digits --file docs/results/digits-slo.toml --out docs/results/digits-slo
 	$(QUIET) $(BIN)/trident bench --model efficientnet_lite0 --file docs/results/efficientnet_lite0.toml $(LANES) --out docs/results/efficientnet_lite0
@@ -67,10 +67,10 @@ compose-down:  ## stop the containers and remove what they kept (bundles, report
 compose-test: setup  ## the container stack from nothing to nothing, tried for real
 	@$(BIN)/pytest -m docker tests/compose $(ARGS)
 
-bench-overhead: setup $(PEERS_VENV)/.ready  ## the FastAPI service against its ceiling, mosec, LitServe and BentoML
-	@$(BIN)/python -m loadtest.overhead.run --peers $(PEERS_VENV)/bin/python $(ARGS)
+bench-overhead: setup $(PEERS_VENV)/.ready  ## compare the FastAPI service with its ceiling, mosec, LitServe and BentoML
+	@$(BIN)/python -m loadtest.overhead --peers $(PEERS_VENV)/bin/python $(ARGS)
 
-soak: setup  ## 200,000 requests to the FastAPI service, some of them bad
+soak: setup  ## send 200,000 requests to the FastAPI service, some of them bad
 	@$(BIN)/python -m loadtest.overhead.soak $(ARGS)
 
 bench-training: setup  ## seconds per epoch against a plain loop; what bf16, channels_last and compile give

@@ -1,11 +1,11 @@
-# The command line for measuring and verifying, and Locust: no torch, no model runtime.
+# The command line for benchmarks and verification, and Locust; without torch.
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
-# --- what it needs, at the exact versions of the lock, before any source: a layer that changes only with these lists
+# --- dependencies at the lock's exact versions, before any source: this layer changes only with the lists
 FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /build
 COPY pyproject.toml docker/requirements.py ./
-# onnxruntime (`cpu`): `trident verify` computes for itself what the odd images should give
+# onnxruntime (`cpu`): `trident verify` computes the expected answers to the edge-case images
 RUN python requirements.py loadtest cpu > requirements.txt
 
 FROM ${PYTHON_IMAGE} AS dependencies

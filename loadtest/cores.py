@@ -1,17 +1,17 @@
-"""Which cores the servers use, and which the load generator."""
+"""The cores of the servers, and those of the load generator."""
 
 import os
 from collections.abc import Sequence
 
 
 def split_cores(for_servers: Sequence[int] = ()) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Cores for the servers and for the load generator, so that they do not disturb each other.
+    """Choose cores for the servers and for the load generator, so that they do not disturb each other.
 
     Args:
-        for_servers: what the servers shall have, if that is decided. Default: all but one, which the generator gets.
+        for_servers: the servers' cores, if they are already chosen. Default: all but one, which the generator gets.
 
     Returns:
-        Both; empty where nothing is left to choose, and they share.
+        The servers' cores and the generator's. Empty if there is only one core: both share it.
     """
     if for_servers:
         return tuple(for_servers), other_cores(for_servers)
@@ -20,5 +20,5 @@ def split_cores(for_servers: Sequence[int] = ()) -> tuple[tuple[int, ...], tuple
 
 
 def other_cores(taken: Sequence[int]) -> tuple[int, ...]:
-    """The cores that are left for the load generator, if the servers have some of their own; else none in particular."""
+    """The cores that are not `taken`; empty if `taken` is empty."""
     return tuple(sorted(os.sched_getaffinity(0) - set(taken))) if taken else ()

@@ -1,10 +1,10 @@
-"""The errors of the load test. Every message says what to do."""
+"""The errors of the load test. Every message states what to do."""
 
 from bundle.errors import TridentError
 
 
 class LoadtestError(TridentError):
-    """The base of all of them."""
+    """The base class of all of them."""
 
 
 class GeneratorError(LoadtestError):

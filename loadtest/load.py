@@ -1,4 +1,8 @@
-"""One load: what the generator does in one run. Closed loops wait for answers; open loops keep to a schedule."""
+"""One load: what the generator does in one run.
+
+Closed loop: each client waits for its answer before it sends the next request. Open loop: requests are sent on a
+schedule.
+"""
 
 from typing import Annotated, Literal
 
@@ -12,7 +16,7 @@ class _Part(BaseModel):
 
 
 class ClosedLoop(_Part):
-    """`concurrency` clients, each sending its next request when the answer to the last one is there."""
+    """`concurrency` clients; each sends its next request when it has the answer to the previous one."""
 
     kind: Literal["closed"] = "closed"
     concurrency: int = Field(ge=1, le=4096)
@@ -20,19 +24,19 @@ class ClosedLoop(_Part):
 
     @property
     def label(self) -> str:
-        """For tables."""
-        return f"{self.concurrency} at once"
+        """The name in tables: `concurrency 4`."""
+        return f"concurrency {self.concurrency}"
 
 
 class Phase(_Part):
-    """A stretch of an open loop: `rate` arrivals per second, on average."""
+    """A part of an open loop: `rate` arrivals per second, on average."""
 
     rate: float = Field(gt=0, le=1e6)
     duration_s: float = Field(gt=0, le=86_400)
 
 
 class OpenLoop(_Part):
-    """Requests arrive when the schedule says, whether or not earlier ones are answered."""
+    """Requests are sent at their scheduled times, whether or not earlier ones have been answered."""
 
     kind: Literal["open"] = "open"
     phases: tuple[Phase, ...] = Field(min_length=1)
@@ -40,22 +44,22 @@ class OpenLoop(_Part):
 
     @classmethod
     def steady(cls, rate: float, duration_s: float, arrivals: Arrivals = "poisson") -> "OpenLoop":
-        """One rate throughout."""
+        """One constant rate."""
         return cls(phases=(Phase(rate=rate, duration_s=duration_s),), arrivals=arrivals)
 
     @property
     def duration_s(self) -> float:
-        """Of all phases."""
+        """The length of all phases."""
         return sum(phase.duration_s for phase in self.phases)
 
     @property
     def rate(self) -> float:
-        """Of the first phase: what the warm-up uses."""
+        """The rate of the first phase, which is also the warm-up's."""
         return self.phases[0].rate
 
     @property
     def label(self) -> str:
-        """For tables."""
+        """The name in tables: `100/s → 300/s → 100/s`."""
         return " → ".join(f"{phase.rate:.4g}/s" for phase in self.phases)
 
 
@@ -63,7 +67,11 @@ Loop = Annotated[ClosedLoop | OpenLoop, Field(discriminator="kind")]
 
 
 class Load(_Part):
-    """A loop of a scenario. `probe`: it only tells the scenario how to go on, and is no row of the result's table."""
+    """A loop of a scenario.
+
+    Args:
+        probe: the load only guides the scenario's search; the result's table has no row for it.
+    """
 
     scenario: str
     loop: Loop
@@ -71,15 +79,15 @@ class Load(_Part):
 
     @property
     def label(self) -> str:
-        """`sweep, 4 at once`."""
+        """The name in tables: `sweep, concurrency 4`."""
         return f"{self.scenario}, {self.loop.label}"
 
 
 class WarmUp(_Part):
-    """The same load before it is measured, until it is stable.
+    """The same load before the measurement, until latency is stable.
 
-    The test: mean latency in three successive windows of `min_s` / 3, with at least 5 answers each, differs by no more
-    than `tolerance` (largest over smallest, minus 1). After `max_s` the run is measured anyway, and says so.
+    Stable: the mean latencies of three successive windows of `min_s` / 3, with at least 5 answers each, differ by at
+    most `tolerance` (largest / smallest - 1). After `max_s` the measurement starts anyway, and the run has a remark.
     """
 
     min_s: float = Field(default=1.0, ge=0, le=600)

@@ -1,13 +1,12 @@
-"""For Locust's own command line and web UI, against one running server; one process, or a master and workers:
+"""The generator's users for Locust's own command line and web UI, against one server; one process, or master and workers:
 
     locust -f loadtest/locustfile.py --server triton --model digits --host http://127.0.0.1:8500
     GEVENT_BACKEND=select locust -f loadtest/locustfile.py --loop open --processes 2 --host http://127.0.0.1:8000
 
-Closed loop: a user is a client that waits for its answers. Open loop: a user is a source of `--rate-per-user` Poisson
-arrivals per second, so the number of users sets the offered rate. Latency counts from the scheduled arrival. The
-images are the golden ones of the model's newest bundle, and every answer is checked. (GEVENT_BACKEND=select makes
-timers exact to 0.1 ms instead of 1 ms.) Beside the web UI, /metrics is for Prometheus; of master and workers, the
-master has it.
+Closed loop: a user is a client that waits for its answers. Open loop: a user sends `--rate-per-user` requests per second on a
+Poisson schedule, so the number of users sets the offered rate; latency is measured from the scheduled time. The images are the
+golden images of the model's newest bundle, and every answer is checked. GEVENT_BACKEND=select makes timers exact to 0.1 ms
+instead of 1 ms. Beside the web UI, /metrics has the totals for Prometheus (with several processes: of the master).
 """
 
 import functools
@@ -19,20 +18,23 @@ import gevent
 from locust import events
 from locust.env import Environment
 
+from bundle.golden import Fault
 from bundle.store import find_bundle
 from loadtest import load
-from loadtest.generator.users import ClosedLoopUser, OpenLoopUser, Stage
-from loadtest.lanes import Served
-from loadtest.targets import Question
+from loadtest.generator.request_set import RequestSet
+from loadtest.generator.users import ClosedLoopUser, OpenLoopUser, RunContext
+from loadtest.lanes.golden_requests import golden_requests
+from loadtest.lanes.lineup import ServerUnderTest
 from serving.clients.endpoint import SERVERS, Endpoint
 
 DEFAULT_HOST = "http://127.0.0.1:8000"
+_TIMEOUT_S = 30.0
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _add_arguments(parser: Any) -> None:
     parser.add_argument(
-        "--server", choices=SERVERS, default="fastapi", env_var="LOCUST_SERVER", help="whose protocol --host speaks"
+        "--server", choices=SERVERS, default="fastapi", env_var="LOCUST_SERVER", help="the server at --host"
     )
     parser.add_argument("--protocol", choices=["http", "grpc"], default="http")
     parser.add_argument("--grpc-address", default="", help="host:port, for --protocol grpc")
@@ -43,7 +45,7 @@ def _add_arguments(parser: Any) -> None:
         "--api-keys-file",
         default="",
         env_var="TRIDENT_API_KEYS_FILE",
-        help="the first key in it is shown to the server",
+        help="its first key is sent to the server",
     )
     parser.add_argument(
         "--model", default="", help="MODEL or MODEL:VERSION below artifacts/bundles; default: the newest"
@@ -51,30 +53,31 @@ def _add_arguments(parser: Any) -> None:
 
 
 @functools.cache
-def _stage(environment: Environment) -> Stage:
-    """What the command line asks for; shared by all users of this process."""
+def _context(environment: Environment) -> RunContext:
+    """The settings of the command line, shared by all users of this process."""
     options = environment.parsed_options
     assert options is not None
     bundle = find_bundle(options.model or None)
     url = (environment.host or DEFAULT_HOST).rstrip("/")
     endpoint = Endpoint(server=options.server, url=url, grpc=options.grpc_address or None, metrics_url=f"{url}/metrics")
-    lanes = Served(endpoint).lanes(bundle, (options.protocol,), (options.send,))
+    lanes = ServerUnderTest(endpoint).lanes(bundle, (options.protocol,), (options.send,))
     if not lanes:
-        raise ValueError(f"{options.server} cannot be sent a {options.send} over {options.protocol} here")
+        raise ValueError(f"{options.server} does not take {options.send} over {options.protocol}")
     wire = lanes[0].wire(bundle.manifest)
     keys = Path(options.api_keys_file).read_text().split() if options.api_keys_file else []
 
-    def on_request(lane: str, milliseconds: float, size: int, fault: str) -> None:
+    def on_request(lane: str, milliseconds: float, size: int, fault: Fault | None) -> None:
         environment.events.request.fire(  # type: ignore[no-untyped-call]
             request_type=options.protocol.upper(),
             name=lane,
             response_time=milliseconds,
             response_length=size,
-            exception=RuntimeError(fault) if fault else None,
+            exception=RuntimeError(str(fault)) if fault is not None else None,
             context={},
         )
 
-    return Stage(lanes[0], Question.all_of(bundle, wire), wire, 30.0, keys[0] if keys else None, on_request, keep=False)
+    requests = RequestSet(lanes[0], golden_requests(lanes[0], bundle), wire, keys[0] if keys else None)
+    return RunContext(lanes[0], requests, _TIMEOUT_S, on_request, keep=False)
 
 
 class ClosedLoop(ClosedLoopUser):
@@ -83,19 +86,19 @@ class ClosedLoop(ClosedLoopUser):
     host = DEFAULT_HOST
 
     def on_start(self) -> None:
-        """Take all from the command line."""
-        self.stage = _stage(self.environment)
+        """Take the settings of the command line."""
+        self.run_context = _context(self.environment)
         super().on_start()
 
 
 class OpenLoop(OpenLoopUser):
-    """A source of Poisson arrivals."""
+    """A client that sends requests on a Poisson schedule."""
 
     host = DEFAULT_HOST
 
     def on_start(self) -> None:
-        """A schedule of its own."""
-        self.stage = _stage(self.environment)
+        """Take the settings of the command line, with its own schedule."""
+        self.run_context = _context(self.environment)
         self.loop = load.OpenLoop.steady(self.environment.parsed_options.rate_per_user, 3600)
         self.seed = random.SystemRandom().getrandbits(32)
         super().on_start()
@@ -103,14 +106,14 @@ class OpenLoop(OpenLoopUser):
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def _choose(environment: Environment, **_: Any) -> None:
-    """One of the two, by `--loop`."""
+    """Choose the user class by `--loop`."""
     options = environment.parsed_options
     environment.user_classes = [OpenLoop if options is not None and options.loop == "open" else ClosedLoop]
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
-def _wake_the_clock(**_: Any) -> None:
-    """Imports took seconds since gevent last looked at the clock, and --run-time would count from there."""
+def _update_the_clock(**_: Any) -> None:
+    """Update gevent's clock: the imports took seconds, which --run-time would include."""
     gevent.get_hub().loop.update_now()
 
 
@@ -121,7 +124,7 @@ def _publish_metrics(environment: Any, **_: Any) -> None:
 
 
 def _exposition(runner: Any) -> tuple[str, dict[str, str]]:
-    """Locust's totals, in Prometheus' text format."""
+    """Locust's totals in Prometheus' text format."""
     total = runner.stats.total
     samples = {
         "locust_workers": getattr(runner, "worker_count", 0),

@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do: from flags or a file. Frozen, and stored in its result."""
+"""The settings of a benchmark, from flags or a file. Frozen, and stored in its result."""
 
 import tomllib
 from pathlib import Path
@@ -19,44 +19,46 @@ class BenchSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scenarios: tuple[AnyScenario, ...] = Field(default=(SingleStream(), Sweep()), min_length=1)
-    rounds: int = Field(default=3, ge=1, le=100, description="how often all is repeated, in a new random order")
-    seed: int = Field(default=0, ge=0, description="of the order and of the arrivals")
+    rounds: int = Field(default=3, ge=1, le=100, description="repetitions, each in a new random order")
+    seed: int = Field(default=0, ge=0, description="seed of the order and of the arrivals")
     warm_up: WarmUp = WarmUp()
-    burn_in_s: float = Field(
-        default=3.0, ge=0, le=600, description="load on every lane once, before all: Java compiles what runs often"
+    initial_warmup_s: float = Field(
+        default=3.0, ge=0, le=600, description="load on every lane before the first round, for just-in-time compilers"
     )
-    timeout_s: float = Field(default=30.0, gt=0, description="a request that takes longer counts as failed")
+    timeout_s: float = Field(default=30.0, gt=0, description="a request that takes longer has failed")
     max_in_flight: int = Field(default=512, ge=1, le=4096, description="connections of an open loop")
     processes: int = Field(default=1, ge=1, le=64, description="generator processes")
-    repeats: int = Field(default=1, ge=0, le=10, description="how often a run that the generator spoiled is repeated")
-    ceiling_s: float = Field(default=2.0, ge=0, le=600, description="length of the in-process measurement; 0: none")
-    calibration_s: float = Field(default=1.0, ge=0, le=600, description="length of the generator's own test; 0: none")
-    price_per_hour: float | None = Field(default=None, ge=0, description="of the machine, in any currency")
-    keep_requests: bool = Field(default=True, description="a row per request and run, as .npz beside the result")
+    repeats: int = Field(default=1, ge=0, le=10, description="how often a run distorted by the generator is repeated")
+    ceiling_s: float = Field(default=2.0, ge=0, le=600, description="length of the ceiling's measurement; 0: none")
+    calibration_s: float = Field(
+        default=1.0, ge=0, le=600, description="length of the generator's calibration; 0: none"
+    )
+    price_per_hour: float | None = Field(default=None, ge=0, description="price of the machine, in any currency")
+    keep_requests: bool = Field(default=True, description="store a row per request, one .npz per run")
 
     @property
     def estimate(self) -> int:
-        """About how many loads each lane will have."""
+        """The approximate number of loads per lane."""
         return self.rounds * sum(scenario.estimate() for scenario in self.scenarios)
 
 
 def read_settings(file: Path | None = None, **flags: Any) -> BenchSettings:
-    """The settings of one benchmark.
+    """Read the settings of one benchmark.
 
     Args:
-        file: TOML, keys as the fields of `BenchSettings`; each scenario is a table `[[scenarios]]` with its `kind`.
-        flags: override the file; None means not given. `scenario` names the kinds; a field of a scenario sets it in every
-            chosen scenario that has it.
+        file: TOML; its keys are the fields of `BenchSettings`; each scenario is a table `[[scenarios]]` with its `kind`.
+        flags: override the file; None means not given. `scenario` lists kinds; a field of a scenario is set in every chosen
+            scenario that has it.
 
     Raises:
-        LoadtestError: a value is bad; the message names its flag or key.
+        LoadtestError: a value is invalid; the message names its flag or key.
     """
     content: dict[str, Any] = {}
     if file is not None:
         try:
             content = tomllib.loads(file.read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise LoadtestError(f"{file} is no benchmark file: {error}") from error
+            raise LoadtestError(f"{file} is not a benchmark file: {error}") from error
     given = {key: value for key, value in flags.items() if value is not None}
     kinds = given.pop("scenario", None)
     if kinds:
@@ -82,7 +84,7 @@ def _apply(content: dict[str, Any], flag: str, value: Any) -> None:
         chosen = [entry for entry in content["scenarios"] if entry.get("kind") in owners]
         if not chosen:
             names = ", ".join(sorted(owners))
-            raise LoadtestError(f"--{flag.replace('_', '-')} belongs to the scenario {names}, which was not asked for")
+            raise LoadtestError(f"--{flag.replace('_', '-')} belongs to the scenario {names}, which is not selected")
         for entry in chosen:
             entry[flag] = value
 

@@ -1,4 +1,4 @@
-"""When requests arrive: the whole schedule of a run, made before it begins."""
+"""The schedule of a run: all arrival times, computed before the run starts."""
 
 from collections.abc import Iterator
 
@@ -11,13 +11,13 @@ Seconds = npt.NDArray[np.float64]
 
 
 def schedule(loop: OpenLoop, seed: int, share: float = 1.0) -> Seconds:
-    """The instants of all arrivals, float64 `[n]`, ascending, in seconds from the start.
+    """All arrival times, float64 `[n]`, ascending, in seconds from the start.
 
-    A Poisson process given its number of arrivals is uniform, but its number is random: both are drawn, phase by phase.
+    For each phase of a Poisson process the number of arrivals is drawn, then their times uniformly.
 
     Args:
         seed: the same seed gives the same schedule.
-        share: the part of every rate that this process makes (a sum of Poisson processes is one).
+        share: this process's part of every rate (the sum of Poisson processes is a Poisson process).
     """
     draw = np.random.default_rng(seed)
     start, parts = 0.0, []
@@ -33,7 +33,7 @@ def schedule(loop: OpenLoop, seed: int, share: float = 1.0) -> Seconds:
 
 
 def endless(rate: float, arrivals: Arrivals, seed: int, start: float) -> Iterator[float]:
-    """Arrivals of a warm-up, which ends when it ends: instants from `start` on, in seconds."""
+    """Arrival times of a warm-up of unknown length, in seconds, from `start` on."""
     draw = np.random.default_rng(seed)
     at = start
     while True:

@@ -1,4 +1,4 @@
-"""The load generator as the benchmark sees it: a process that is started once, and given one run after another."""
+"""The benchmark's side of the load generator: a process that is started once and makes one run after another."""
 
 import subprocess
 import sys
@@ -36,14 +36,14 @@ class Generator:
 
     @property
     def pid(self) -> int:
-        """Of the process (workers are its children)."""
+        """The pid of the process; workers are its children."""
         return self._process.pid
 
     def run(self, spec: GeneratorSpec) -> Recording:
-        """One run.
+        """Make one run.
 
         Raises:
-            GeneratorError: it ended; the message holds its last words.
+            GeneratorError: the process ended; the message holds the end of its output.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -55,6 +55,6 @@ class Generator:
             line = ""
         if not line:
             self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace")
-            raise GeneratorError(f"the load generator ended with {self._process.wait()}:\n{said[-2000:]}")
+            output = self._errors.read().decode(errors="replace")
+            raise GeneratorError(f"the load generator ended with {self._process.wait()}:\n{output[-2000:]}")
         return Recording.model_validate_json(line)

@@ -1,5 +1,5 @@
-"""Several generator processes for one run, as Locust's master and workers. Each worker warms up by itself; the master
-gives all of them the same instant to begin, and joins their rows.
+"""Several generator processes for one run, as Locust's master and workers. Each worker warms up on its own; the master
+sends all of them the same start time, and joins their rows.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from locust.env import Environment
 from pydantic import BaseModel
 
 from loadtest.errors import GeneratorError
-from loadtest.generator.process import USER, Measured, make_stage, measure, user_class, users
+from loadtest.generator.process import USER, RunRows, make_context, measure, user_class, users
 from loadtest.generator.recording import GeneratorHealth, WarmUpReport
 from loadtest.generator.requests_log import Requests
 from loadtest.generator.spec import GeneratorSpec
@@ -26,18 +26,18 @@ _START_TIMEOUT_S = 60.0
 _HEAD_START_S = 0.3
 
 
-class _Rows(BaseModel):
+class _WorkerReport(BaseModel):
     window: tuple[float, float]
     warm_up: WarmUpReport
     health: GeneratorHealth
 
 
-def measure_with_workers(spec: GeneratorSpec) -> Measured:
-    """The run, made by `spec.processes` workers of this process."""
-    environment = Environment(user_classes=[type(USER, (User,), {})])  # a name only: the master starts none itself
+def measure_with_workers(spec: GeneratorSpec) -> RunRows:
+    """Make the run with `spec.processes` worker processes."""
+    environment = Environment(user_classes=[type(USER, (User,), {})])  # the master needs the name only
     master = environment.create_master_runner("127.0.0.1", 0)
     warm: list[Any] = []
-    parts: list[tuple[_Rows, Requests]] = []
+    parts: list[tuple[_WorkerReport, Requests]] = []
     master.register_message(_WARM, lambda msg, **_: warm.append(msg.data))
     master.register_message(_ROWS, lambda msg, **_: parts.append(_read(msg.data)))
     command = [sys.executable, "-m", "loadtest.generator", "--worker-of", str(master.server.port)]
@@ -68,9 +68,9 @@ def measure_with_workers(spec: GeneratorSpec) -> Measured:
 
 
 def work(spec: GeneratorSpec, port: int, index: int) -> None:
-    """What a worker does: its share of the run."""
-    stage = make_stage(spec)
-    environment = Environment(user_classes=[user_class(spec, stage, 1 / spec.processes, index)])
+    """Make a worker's share of the run."""
+    context = make_context(spec)
+    environment = Environment(user_classes=[user_class(spec, context, 1 / spec.processes, index)])
     runner = environment.create_worker_runner("127.0.0.1", port)
     begin: AsyncResult[float] = AsyncResult()
     runner.register_message(_BEGIN, lambda msg, **_: begin.set(float(msg.data["at"])))
@@ -81,36 +81,36 @@ def work(spec: GeneratorSpec, port: int, index: int) -> None:
 
     while not runner.user_count:
         gevent.sleep(0.01)
-    measured = measure(stage, spec, agree)
+    measured = measure(context, spec, agree)
     window = (measured.window.from_s, measured.window.until_s)
-    said = _Rows(window=window, warm_up=measured.warm_up, health=measured.health)
-    runner.send_message(_ROWS, {"said": said.model_dump_json(), "rows": measured.requests.to_bytes()})
+    report = _WorkerReport(window=window, warm_up=measured.warm_up, health=measured.health)
+    runner.send_message(_ROWS, {"report": report.model_dump_json(), "rows": measured.requests.to_bytes()})
     runner.greenlet.join()
 
 
-def _read(data: Any) -> tuple[_Rows, Requests]:
-    return _Rows.model_validate_json(data["said"]), Requests.load(data["rows"])
+def _read(data: Any) -> tuple[_WorkerReport, Requests]:
+    return _WorkerReport.model_validate_json(data["report"]), Requests.load(data["rows"])
 
 
 def _until(reached: Any, timeout_s: float, workers: list[subprocess.Popen[str]], what: str) -> None:
     deadline = time.perf_counter() + timeout_s
     while not reached():
         if time.perf_counter() > deadline or any(worker.poll() for worker in workers):
-            raise GeneratorError(f"the generator's workers did not {what} (see above)")
+            raise GeneratorError(f"the generator's workers did not {what} (their output is above)")
         gevent.sleep(0.02)
 
 
-def _joined(parts: list[tuple[_Rows, Requests]]) -> Measured:
-    said = [part for part, _ in parts]
+def _joined(parts: list[tuple[_WorkerReport, Requests]]) -> RunRows:
+    reports = [part for part, _ in parts]
     health = GeneratorHealth(
-        cpu=max(part.health.cpu for part in said),
-        lag_p50_ms=max(part.health.lag_p50_ms for part in said),
-        lag_p99_ms=max(part.health.lag_p99_ms for part in said),
-        waited_for_connection=sum(part.health.waited_for_connection for part in said),
-        unsent=sum(part.health.unsent for part in said),
-        nice=max(part.health.nice for part in said),
+        cpu=max(part.health.cpu for part in reports),
+        lag_p50_ms=max(part.health.lag_p50_ms for part in reports),
+        lag_p99_ms=max(part.health.lag_p99_ms for part in reports),
+        waited_for_connection=sum(part.health.waited_for_connection for part in reports),
+        unsent=sum(part.health.unsent for part in reports),
+        nice=max(part.health.nice for part in reports),
     )
     warm_up = WarmUpReport(
-        seconds=max(part.warm_up.seconds for part in said), stable=all(part.warm_up.stable for part in said)
+        seconds=max(part.warm_up.seconds for part in reports), stable=all(part.warm_up.stable for part in reports)
     )
-    return Measured(Requests.joined([rows for _, rows in parts]), Window(*said[0].window), warm_up, health)
+    return RunRows(Requests.joined([rows for _, rows in parts]), Window(*reports[0].window), warm_up, health)

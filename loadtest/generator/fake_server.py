@@ -1,10 +1,10 @@
-"""A server whose service times are known: one server, first come first served. Also the null target.
+"""A server with known service times: one worker, first come first served. Also the null target.
 
     python -m loadtest.generator.fake_server '{"service": "exponential", "mean_s": 0.005}'     (prints its port)
 
-It keeps a virtual clock: a request is done at max(arrival, end of the one before) + service time, however late the
-operating system wakes it, so that delays do not add up. For `stall_s` from `stall_at_s` (the monotonic clock) on nobody
-is served, as in a garbage collection. Every answer says in Server-Timing how long it queued and was served.
+It has a virtual clock: a request is done at max(arrival, end of the previous request) + service time, however late the
+operating system wakes the process, so delays do not add up. From `stall_at_s` (monotonic clock) on, no service starts for
+`stall_s`, as in a garbage collection. Server-Timing of every answer holds its queue and service time.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from loadtest.targets import NULL_ANSWER, Target
+from loadtest.lanes.golden_requests import NULL_ANSWER
+from loadtest.lanes.lane import Lane
 from serving.processes import die_with_parent
 
 _WRONG_ANSWER = NULL_ANSWER.replace(b'"class_id":0', b'"class_id":1')
@@ -28,8 +29,11 @@ _DRAWN = 65_536
 
 
 class Behaviour(BaseModel):
-    """What the server does. `stall_at_s`: an instant of the monotonic clock, which all processes share. `wrong_after`: from
-    so many requests on it gives another answer.
+    """What the server does.
+
+    Args:
+        stall_at_s: start of the stall, by the monotonic clock, which all processes share.
+        wrong_after: number of requests after which the answers are wrong.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,8 +47,8 @@ class Behaviour(BaseModel):
 
 
 @contextmanager
-def fake_server(behaviour: Behaviour, cores: Sequence[int] = ()) -> Iterator[Target]:
-    """A running one, as a target; it ends with the block, or with this process."""
+def fake_server(behaviour: Behaviour, cores: Sequence[int] = ()) -> Iterator[Lane]:
+    """Start a fake server; yields its lane. It stops with the block, or with this process."""
 
     def prepare() -> None:
         die_with_parent()
@@ -56,14 +60,14 @@ def fake_server(behaviour: Behaviour, cores: Sequence[int] = ()) -> Iterator[Tar
         try:
             assert process.stdout is not None
             url = f"http://127.0.0.1:{int(process.stdout.readline())}"
-            yield Target(lane=behaviour.service, server="null", url=url, dialect="null", model="null",
-                         pids=(process.pid,))  # fmt: skip
+            yield Lane(name=behaviour.service, server="null", url=url, dialect="null", model="null", tolerance=0,
+                       pids=(process.pid,))  # fmt: skip
         finally:
             process.kill()
 
 
 class _Queue:
-    """The one server: when is who done."""
+    """The worker's queue: computes when each request is done."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
@@ -76,7 +80,7 @@ class _Queue:
         self.served = 0
 
     def enter(self, now: float) -> tuple[float, float, float]:
-        """A request comes: when it will be done, how long it waits, how long it is served (seconds)."""
+        """Add a request. Returns when it will be done, its waiting time and its service time, in seconds."""
         start = max(now, self._free_at)
         stall_at_s = self._behaviour.stall_at_s
         if stall_at_s is not None and 0 <= start - stall_at_s < self._behaviour.stall_s:
@@ -112,12 +116,12 @@ class _Connection(asyncio.Protocol):
             self._answer("")
             return
         loop = asyncio.get_running_loop()
-        came = loop.time()
-        done, waits, served = self._queue.enter(came)
-        loop.call_at(done, self._answer_timed, came, waits, served)
+        arrived = loop.time()
+        done, waits, served = self._queue.enter(arrived)
+        loop.call_at(done, self._answer_timed, arrived, waits, served)
 
-    def _answer_timed(self, came: float, waits: float, served: float) -> None:
-        total = asyncio.get_running_loop().time() - came
+    def _answer_timed(self, arrived: float, waits: float, served: float) -> None:
+        total = asyncio.get_running_loop().time() - arrived
         times = zip(("queue", "inference", "total"), (waits, served, total), strict=True)
         stages = ", ".join(f"{stage};dur={seconds * 1000:.4f}" for stage, seconds in times)
         self._answer(f"Server-Timing: {stages}\r\n")
@@ -132,7 +136,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _precise_loop() -> asyncio.AbstractEventLoop:
-    """asyncio on select, whose timers are exact to some 0.1 ms; epoll's and uvloop's are to 1 ms."""
+    """An asyncio loop on select: its timers are exact to 0.1 ms; those of epoll and uvloop to 1 ms."""
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 

@@ -1,4 +1,4 @@
-"""One gRPC channel, for unary calls of ready bytes. grpcio's gevent mode lets other requests run while one waits."""
+"""One gRPC channel for unary calls of serialised messages. grpcio's gevent mode runs other requests while one waits."""
 
 import time
 
@@ -10,7 +10,7 @@ from loadtest.generator.http import Response
 from serving.clients.grpc_wire import http_status
 from serving.clients.http_wire import HttpRequest
 
-# As in serving.clients.grpc_client: each connection is one of its own.
+# As in serving.clients.grpc_client: channels do not share a connection.
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
@@ -18,16 +18,16 @@ class GrpcConnection:
     """A channel to `host:port`. A call is an HTTP/2 POST of a serialised message to the method's path."""
 
     def __init__(self, address: str, timeout_s: float) -> None:
-        grpc_gevent.init_gevent()  # does nothing the second time
+        grpc_gevent.init_gevent()  # idempotent
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._timeout_s = timeout_s
         self._calls: dict[str, grpc.UnaryUnaryMultiCallable] = {}
 
-    def ask(self, request: HttpRequest) -> Response:
-        """Call, and read the whole answer. A server's error comes back with the HTTP status that says the same.
+    def send(self, request: HttpRequest) -> Response:
+        """Call, and read the response. A gRPC error becomes a response with the corresponding HTTP status.
 
         Raises:
-            TransportError: it did not answer, or not in time.
+            TransportError: no response, or not in time.
         """
         call = self._calls.get(request.path)
         if call is None:

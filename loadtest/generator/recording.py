@@ -1,30 +1,14 @@
-"""What one run recorded: histograms of latencies in nanoseconds, counts, a timeline, and how the generator itself did."""
+"""The recording of one run: latency histograms, counts, a timeline, and the generator's own health."""
 
 from typing import Final
 
-from hdrh.histogram import HdrHistogram
 from pydantic import BaseModel, ConfigDict
 
-# 1 us to 10 minutes, at 3 significant digits: latencies are kept to 0.1 %, not to milliseconds.
-_LOWEST_NS: Final = 1_000
-_HIGHEST_NS: Final = 600 * 10**9
-_DIGITS: Final = 3
+from loadtest.histogram import decode_histogram
 
 MAX_CPU: Final = 0.95
 MAX_LAG_MS: Final = 1.0
 MAX_LAG_SHARE: Final = 0.1
-
-
-def new_histogram() -> HdrHistogram:
-    """An empty histogram of nanoseconds."""
-    return HdrHistogram(_LOWEST_NS, _HIGHEST_NS, _DIGITS)
-
-
-def decode_histogram(encoded: str) -> HdrHistogram:
-    """The histogram in a `Recording`."""
-    histogram = new_histogram()
-    histogram.decode_and_add(encoded)
-    return histogram
 
 
 class _Part(BaseModel):
@@ -32,12 +16,14 @@ class _Part(BaseModel):
 
 
 class GeneratorHealth(_Part):
-    """Whether the generator could keep up: a saturated generator measures itself.
+    """Whether the generator kept up: the latencies of a saturated generator are its own.
 
-    `cpu`: CPU seconds per second of its busiest process. `lag_p50_ms`, `lag_p99_ms`: how late requests left (open loop)
-    or its event loop served a timer (closed loop). `waited_for_connection`: arrivals that found `max_in_flight` others
-    under way. `unsent`: scheduled arrivals that never left. `nice`: its priority; it is raised (-10) where it shares cores
-    with the servers, if the system lets it.
+    Args:
+        cpu: CPU seconds per second of its busiest process.
+        lag_p50_ms: how late requests were sent (open loop) or timers fired (closed loop); `lag_p99_ms` likewise.
+        waited_for_connection: arrivals that had to wait because `max_in_flight` requests were in flight.
+        unsent: scheduled arrivals that were never sent.
+        nice: its priority, raised to -10 if it shares cores with the servers and may raise it.
     """
 
     cpu: float
@@ -49,16 +35,14 @@ class GeneratorHealth(_Part):
 
 
 class WarmUpReport(_Part):
-    """How long the load ran before it was measured, and whether the stated test found it stable."""
+    """The length of the warm-up, and whether latency became stable (see `WarmUp`)."""
 
     seconds: float
     stable: bool
 
 
 class Timeline(_Part):
-    """The run in bins of `bin_s` seconds, by the instant at which a request was scheduled; latencies in ms, None where
-    nothing was answered.
-    """
+    """The run in bins of `bin_s` seconds, by scheduled time. Latencies in ms; None: no answer in the bin."""
 
     bin_s: float
     scheduled: tuple[int, ...]
@@ -70,11 +54,15 @@ class Timeline(_Part):
 class Recording(_Part):
     """One run.
 
-    Latencies are those of right answers, to the last byte: in `latencies` from the scheduled instant, in
-    `latencies_from_sent` from the instant the request left (in a closed loop the two are the same); both base64
-    HdrHistograms (V2 compressed) of nanoseconds. `answered` and `failed` count requests scheduled within the run,
-    `completed` right answers that came within it; `wrong` of the failed were answered, with something else than the
-    golden answer. `stages_s`: mean seconds by stage as the server's Server-Timing header has it.
+    Latencies are those of correct answers, to the last byte.
+
+    Args:
+        answered: requests scheduled within the run and answered correctly; `failed`: all others.
+        wrong: failed requests that got an answer, but a wrong one.
+        completed: correct answers that arrived within the run.
+        latencies: from the scheduled time; base64 HdrHistogram (V2 compressed) of nanoseconds.
+        latencies_from_sent: from the time of sending; in a closed loop the same.
+        stages_s: mean seconds by stage, from the server's Server-Timing header.
     """
 
     seconds: float
@@ -96,7 +84,7 @@ class Recording(_Part):
 
     @property
     def requests_per_s(self) -> float:
-        """Right answers per second."""
+        """Correct answers per second."""
         return self.completed / self.seconds
 
     @property
@@ -104,8 +92,8 @@ class Recording(_Part):
         """Requests scheduled per second."""
         return (self.answered + self.failed) / self.seconds
 
-    def fault(self, *, open_loop: bool) -> str:
-        """'' if the run is valid, else why it is not."""
+    def invalid_reason(self, *, open_loop: bool) -> str | None:
+        """Why the figures of this run must not be used; None if it is valid."""
         if self.wrong:
             first = next((error for error in self.errors if error.startswith("wrong answer")), "wrong answers")
             return f"{self.wrong} of {self.answered + self.failed} answers were wrong ({first})"
@@ -114,11 +102,11 @@ class Recording(_Part):
             return f"the generator was saturated: it used {health.cpu:.0%} of its core"
         p99_ms = self.percentile_ms(99)
         if open_loop and (health.unsent or health.lag_p99_ms > max(MAX_LAG_MS, MAX_LAG_SHARE * p99_ms)):
-            late = f"1 % of the requests left at least {health.lag_p99_ms:.1f} ms late"
-            never = f", {health.unsent} never" if health.unsent else ""
-            return f"the generator could not keep to its schedule: {late}{never}; it used {health.cpu:.0%} of its core"
-        return ""
+            late = f"1 % of the requests were sent at least {health.lag_p99_ms:.1f} ms late"
+            unsent = f", {health.unsent} were not sent" if health.unsent else ""
+            return f"the generator did not keep its schedule: {late}{unsent}; it used {health.cpu:.0%} of its core"
+        return None
 
     def percentile_ms(self, percentile: float) -> float:
-        """In ms, whatever the number of requests; for reporting use `statistics.percentile_s`."""
+        """A percentile in ms, from any number of requests; reports use `histogram.percentile_s`."""
         return float(decode_histogram(self.latencies).get_value_at_percentile(percentile)) / 1e6

@@ -10,7 +10,7 @@ from typing import Any
 
 import bentoml
 
-from loadtest.overhead.model import MAX_BATCH_SIZE, Model
+from loadtest.overhead.model import BUNDLE, MAX_BATCH_SIZE, Model
 
 
 @bentoml.service(workers=1, traffic={"timeout": 60}, logging={"access": {"enabled": False}}, metrics={"enabled": False})
@@ -18,11 +18,11 @@ class Classifier:
     """The model."""
 
     def __init__(self) -> None:
-        self.model = Model(Path(os.environ["BUNDLE"]))
+        self.model = Model(Path(os.environ[BUNDLE]))
 
     @bentoml.api(route="/predict", batchable=True, max_batch_size=MAX_BATCH_SIZE, max_latency_ms=1000)  # type: ignore[untyped-decorator]
     def predict(self, images: list[str]) -> list[dict[str, Any]]:
-        """Images in base64 -> answers."""
+        """From images in base64 to answers."""
         return [
             self.model.answer(row) for row in self.model.infer([self.model.decode(base64.b64decode(p)) for p in images])
         ]

@@ -1,78 +1,126 @@
-"""Who takes part: how each server is started on a port, and how it is asked."""
+"""The contestants: how each server is started on a port, and its lane."""
 
-import base64
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bundle.store import Bundle
-from loadtest.overhead.closed_loop import post
-from loadtest.overhead.model import MAX_BATCH_SIZE
+from loadtest.lanes.lane import Lane
+from loadtest.lanes.lineup import answer_tolerance
+from loadtest.overhead.model import BUNDLE, MAX_BATCH_SIZE_VARIABLE
 
 TRIDENT: Final = "trident"
 
 
 @dataclass(frozen=True)
+class ContestantSettings:
+    """The settings with which a server takes part. Plain FastAPI has no batches."""
+
+    max_batch_size: int = 32
+
+    def label(self) -> str:
+        """The name in tables."""
+        return f"batch {self.max_batch_size}"
+
+
+@dataclass(frozen=True)
 class Contestant:
-    """A server. `command` and `environment` are for one port; `request` is a prepared one for an image."""
+    """A server with its settings.
+
+    Args:
+        command: the command for a port.
+        environment: additional environment variables for a port.
+        lane: the lane without its address.
+    """
 
     name: str
     command: Callable[[int], list[str]]
-    environment: Callable[[int], dict[str, str]]
-    request: Callable[[int, bytes], bytes]
+    lane: Lane
+    environment: Callable[[int], dict[str, str]] = field(default=lambda _: {})
 
 
-def contestants(bundle: Bundle, peers: Path | None) -> list[Contestant]:
-    """Ours and plain FastAPI; with `peers`, a Python that has their packages, also the dedicated servers."""
-    path = str(bundle.path)
+def contestants(
+    bundle: Bundle,
+    peers: Path | None,
+    names: Iterable[str] = (),
+    settings: Iterable[ContestantSettings] = (ContestantSettings(),),
+) -> list[Contestant]:
+    """Every server with each of the settings.
 
-    def ours(port: int) -> dict[str, str]:
-        return {
-            "TRIDENT_MODELS": json.dumps([path]),
-            "TRIDENT_MAX_BATCH_SIZE": str(MAX_BATCH_SIZE),
-            "TRIDENT_PORTS__FASTAPI": str(port),
-        }
-
-    def nothing(_: int) -> dict[str, str]:
-        return {}
-
-    def the_bundle(_: int) -> dict[str, str]:
-        return {"BUNDLE": path, "BENTOML_DO_NOT_TRACK": "True"}
-
-    def module(python: str, name: str, *arguments: str) -> Callable[[int], list[str]]:
-        return lambda port: [python, "-m", name, *arguments, str(port)]
-
-    here = f"{__package__}."
-    found = [
-        Contestant(TRIDENT, lambda _: [sys.executable, "-m", "serving.fastapi_server"], ours, _raw),
-        Contestant("plain FastAPI", module(sys.executable, f"{here}plain_fastapi", path), nothing, _raw),
-    ]
-    if peers is not None:
-        python = str(peers)
-        bentoml = (f"{here}bentoml_peer:Classifier", "--host", "127.0.0.1", "--port")
+    Args:
+        peers: a Python with the packages of mosec, LitServe and BentoML; None: without these three.
+        names: only these servers; empty: all.
+    """
+    variants = list(settings)
+    found = []
+    for one in variants:
+        suffix = f" {one.label()}" if len(variants) > 1 else ""
+        servers = [_trident(bundle, one), _plain_fastapi(bundle), *(_peers(bundle, peers, one) if peers else [])]
+        known = set(names) or {server.name for server in servers}
         found += [
-            Contestant("mosec", module(python, f"{here}mosec_peer", "--port"), the_bundle, _raw),
-            Contestant(
-                "LitServe", module(python, f"{here}litserve_peer", path), nothing, _json("image_data", as_list=False)
-            ),
-            Contestant(
-                "BentoML", module(python, "bentoml", "serve", *bentoml), the_bundle, _json("images", as_list=True)
-            ),
+            Contestant(f"{server.name}{suffix}", server.command, server.lane, server.environment)
+            for server in servers
+            if server.name in known
         ]
     return found
 
 
-def _raw(port: int, image: bytes) -> bytes:
-    return post(port, "/predict", "application/octet-stream", image)
+def _trident(bundle: Bundle, settings: ContestantSettings) -> Contestant:
+    def environment(port: int) -> dict[str, str]:
+        return {
+            "TRIDENT_MODELS": json.dumps([str(bundle.path)]),
+            "TRIDENT_MAX_BATCH_SIZE": str(settings.max_batch_size),
+            "TRIDENT_PORTS__FASTAPI": str(port),
+        }
+
+    lane = _lane(TRIDENT, bundle, dialect="fastapi")
+    return Contestant(TRIDENT, lambda _: [sys.executable, "-m", "serving.fastapi_server"], lane, environment)
 
 
-def _json(key: str, *, as_list: bool) -> Callable[[int, bytes], bytes]:
-    def request(port: int, image: bytes) -> bytes:
-        encoded = base64.b64encode(image).decode()
-        body = json.dumps({key: [encoded] if as_list else encoded}).encode()
-        return post(port, "/predict", "application/json", body)
+def _plain_fastapi(bundle: Bundle) -> Contestant:
+    command = [sys.executable, "-m", f"{__package__}.plain_fastapi", str(bundle.path)]
+    lane = _lane("plain FastAPI", bundle, dialect="image", path="/predict")
+    return Contestant(lane.name, lambda port: [*command, str(port)], lane)
 
-    return request
+
+def _peers(bundle: Bundle, peers: Path, settings: ContestantSettings) -> list[Contestant]:
+    python, folder = str(peers), __package__
+    batch = {MAX_BATCH_SIZE_VARIABLE: str(settings.max_batch_size)}
+    environment = {BUNDLE: str(bundle.path), "BENTOML_DO_NOT_TRACK": "True", **batch}
+    commands = {
+        "mosec": [python, "-m", f"{folder}.mosec_peer", "--port"],
+        "LitServe": [python, "-m", f"{folder}.litserve_peer", str(bundle.path)],
+        "BentoML": [
+            *(python, "-m", "bentoml", "serve", f"{folder}.bentoml_peer:Classifier"),
+            *("--host", "127.0.0.1", "--port"),
+        ],
+    }
+    dialects = {
+        "mosec": {"dialect": "image"},
+        "LitServe": {"dialect": "json", "input_name": "image_data"},
+        "BentoML": {"dialect": "json-batch", "input_name": "images"},
+    }
+    return [
+        Contestant(
+            name,
+            lambda port, command=command: [*command, str(port)],  # type: ignore[misc]
+            _lane(name, bundle, path="/predict", **dialects[name]),
+            lambda _: environment,
+        )
+        for name, command in commands.items()
+    ]
+
+
+def _lane(name: str, bundle: Bundle, **more: Any) -> Lane:
+    return Lane(
+        name=name,
+        server=name,
+        url="",
+        model=bundle.manifest.model,
+        version=bundle.manifest.version,
+        tolerance=answer_tolerance(bundle.manifest),
+        **more,
+    )

@@ -17,27 +17,27 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
     """The model."""
 
     def setup(self, device: str) -> None:
-        """In the worker process."""
+        """Load the model in the worker process."""
         self.model = Model(Path(sys.argv[1]))
 
     def decode_request(self, request: dict[str, str]) -> Any:
-        """JSON with the image in base64, as LitServe's image examples have it -> pixels."""
+        """From JSON with the image in base64, as in LitServe's image examples, to pixels."""
         return self.model.decode(base64.b64decode(request["image_data"]))
 
     def batch(self, inputs: list[Any]) -> list[Any]:
-        """As it is: the model stacks."""
+        """Return the list; the model stacks it."""
         return inputs
 
     def predict(self, inputs: list[Any]) -> list[Any]:
-        """A batch of pixels -> answers."""
+        """From a batch of pixels to answers."""
         return [self.model.answer(row) for row in self.model.infer(inputs)]
 
     def unbatch(self, output: list[Any]) -> list[Any]:
-        """As it is."""
+        """Return the list."""
         return output
 
     def encode_response(self, output: Any) -> Any:
-        """An answer -> the response."""
+        """From an answer to the response."""
         return output
 
 

@@ -1,7 +1,8 @@
-"""What every contestant runs: encoded images in, answers out, by the shared preprocessing and one onnxruntime
+"""The model that every contestant serves: encoded images in, answers out, with the shared preprocessing and one onnxruntime
 thread.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,9 @@ from bundle.postprocess import DEFAULT_TOP_K, Probabilities, answer
 from bundle.preprocess import Pixels, preprocess
 from bundle.store import read_bundle
 
-MAX_BATCH_SIZE: Final = 32
+BUNDLE: Final = "BUNDLE"
+MAX_BATCH_SIZE_VARIABLE: Final = "OVERHEAD_MAX_BATCH_SIZE"
+MAX_BATCH_SIZE: Final = int(os.environ.get(MAX_BATCH_SIZE_VARIABLE, "32"))
 
 
 class Model:
@@ -30,14 +33,14 @@ class Model:
         )
 
     def decode(self, image: bytes) -> Pixels:
-        """uint8 `[3, H, W]`."""
+        """Decode an image: uint8 `[3, H, W]`."""
         return preprocess(image, self._manifest.input)
 
     def infer(self, pixels: Sequence[Pixels]) -> Probabilities:
-        """float32 `[N, classes]`."""
+        """Probabilities of a batch: float32 `[N, classes]`."""
         probabilities: Probabilities = self._session.run(["probabilities"], {"image": np.stack(pixels)})[0]
         return probabilities
 
     def answer(self, row: Probabilities) -> dict[str, Any]:
-        """As Trident's servers give it."""
+        """The answer in the format of Trident's servers."""
         return answer(row, self._manifest.model, self._manifest.version, self._manifest.labels, DEFAULT_TOP_K)

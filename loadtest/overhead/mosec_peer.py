@@ -1,9 +1,9 @@
 """mosec, with dynamic batching: https://mosecorg.github.io/mosec/.
 
-    python -m loadtest.overhead.mosec_peer --port PORT      (the bundle's folder in BUNDLE: mosec owns the command line)
+    python -m loadtest.overhead.mosec_peer --port PORT      (the bundle's folder in BUNDLE: mosec parses the command line)
 
-One stage: decoding in `deserialize`, the model in `forward`. On one core a second stage for decoding (as in mosec's
-ResNet example) only adds a hop between processes; it was slower here.
+One stage: decoding in `deserialize`, the model in `forward`. On one core a second stage for decoding (as in mosec's ResNet
+example) adds a hop between processes; it was slower.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from mosec import Server, Worker
 
-from loadtest.overhead.model import MAX_BATCH_SIZE, Model
+from loadtest.overhead.model import BUNDLE, MAX_BATCH_SIZE, Model
 
 
 class Classifier(Worker):  # type: ignore[misc]
@@ -21,18 +21,18 @@ class Classifier(Worker):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = Model(Path(os.environ["BUNDLE"]))
+        self.model = Model(Path(os.environ[BUNDLE]))
 
     def deserialize(self, data: bytes) -> Any:
-        """Bytes of the request -> pixels."""
+        """From the body of a request to pixels."""
         return self.model.decode(data)
 
     def forward(self, data: Any) -> Any:
-        """A batch of pixels -> answers."""
+        """From a batch of pixels to answers."""
         return [self.model.answer(row) for row in self.model.infer(data)]
 
     def serialize(self, data: Any) -> bytes:
-        """An answer -> bytes of the response."""
+        """From an answer to the body of a response."""
         return json.dumps(data).encode()
 
 

@@ -1,4 +1,4 @@
-"""FastAPI as every tutorial has it: a `def` endpoint, so that it runs in the thread pool, and batches of one.
+"""FastAPI as in tutorials: a `def` endpoint, which runs in the thread pool, and batches of one.
 
 python -m loadtest.overhead.plain_fastapi BUNDLE PORT
 """
@@ -14,7 +14,7 @@ from loadtest.overhead.model import Model
 
 
 def main() -> None:
-    """Serve."""
+    """Serve at /predict."""
     model = Model(Path(sys.argv[1]))
     app = FastAPI()
 

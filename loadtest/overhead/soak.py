@@ -1,62 +1,167 @@
-"""Many requests, some of them bad: nothing may be lost, leak or fail. `make soak`.
+"""Many requests to our service, some of them bad: none may be lost, and the memory must not grow. `make soak`.
 
     python -m loadtest.overhead.soak [BUNDLE] [--requests N] [--workers W]
 
-Of the requests, 5 % carry a damaged image, 5 % declare a body that is too large, and 5 % are cancelled by hanging up
-after a moment. Exit code 1 if a good one is answered wrongly, if a bad one gets another status than it should, if a
-worker process is replaced, or if the memory of the service grows after the first fifth.
+5 % of the requests carry a damaged image, 5 % declare a body that is too large, and 5 % are aborted by the client. Exit
+code 1 if a good request does not get its golden answer, if a bad one gets an unexpected status, if a worker process is
+replaced, or if the memory of the service grows after the first fifth of the run.
 """
 
 import argparse
-import asyncio
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
-import httpx
 import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bundle.errors import TridentError
 from bundle.store import Bundle, find_bundle
-from loadtest.overhead.closed_loop import post
+from loadtest.errors import LoadtestError
+from loadtest.generator.client import Generator
+from loadtest.generator.request_set import KINDS
+from loadtest.generator.requests_log import Requests
+from loadtest.generator.spec import BadRequests, GeneratorSpec
+from loadtest.lanes.lane import Lane
+from loadtest.lanes.lineup import answer_tolerance
+from loadtest.lanes.parity_gate import check_parity
+from loadtest.load import ClosedLoop, Load, WarmUp
+from loadtest.machine.resources import Processes, watching
+from loadtest.overhead.running import START_TIMEOUT_S, free_port
 from serving.processes import die_with_parent
 
 SHARE: Final = 0.05  # of each kind of bad request
-MEMORY_ALLOWANCE: Final = 0.05  # growth after the first fifth that counts as flat
+MEMORY_ALLOWANCE: Final = 0.05  # growth after the first fifth that counts as constant
 MAX_BODY_BYTES: Final = 10 * 2**20
-EXPECTED: Final = {"damaged": {400, 415, 422}, "oversized": {413}}
+BAD: Final = BadRequests(damaged=SHARE, oversized=SHARE, aborted=SHARE, oversized_bytes=MAX_BODY_BYTES + 1)
+_LOAD_S: Final = 2.0
 
 console = Console(width=110)
 
 
 @dataclass
-class Tally:
-    """What came of the requests."""
+class SoakResult:
+    """What a soak found.
 
-    done: int = 0
+    Args:
+        statuses: number of requests by kind and HTTP status; status 0: no response.
+        memory_mib: peak memory of the service's processes in each load.
+        problems: why the soak failed; empty if it passed.
+    """
+
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)  # bytes, once per percent
+    memory_mib: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        """The number of requests."""
+        return self.statuses.total()
+
+    @property
+    def early_mib(self) -> float:
+        """Peak memory in the first fifth of the loads."""
+        return max(self.memory_mib[: max(1, len(self.memory_mib) // 5)])
+
+    @property
+    def late_mib(self) -> float:
+        """Peak memory after the first fifth of the loads."""
+        return max(self.memory_mib[max(1, len(self.memory_mib) // 5) :], default=self.early_mib)
 
 
 def main() -> None:
-    """Run it and judge."""
-    options = _arguments()
-    bundle = find_bundle(options.bundle)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Run the soak and print the result."""
+    arguments = _arguments()
+    try:
+        bundle = find_bundle(arguments.bundle)
+        with _service(bundle, arguments.workers) as (lane, pid):
+            columns = (TextColumn("soak"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=console, transient=True) as progress:
+                task = progress.add_task("soak", total=arguments.requests)
+                started = time.perf_counter()
+                result = soak(
+                    lane, bundle, pid, arguments.requests, arguments.connections, arguments.seed,
+                    on_load=lambda done: progress.update(task, completed=done),
+                )  # fmt: skip
+                seconds = time.perf_counter() - started
+    except TridentError as error:
+        sys.exit(f"error: {error}")
+    _show(result, seconds)
+    sys.exit(1 if result.problems else 0)
+
+
+def soak(
+    lane: Lane,
+    bundle: Bundle,
+    pid: int,
+    requests: int,
+    connections: int,
+    seed: int = 0,
+    on_load: Callable[[int], None] = lambda _: None,
+) -> SoakResult:
+    """Send at least `requests` requests, in closed loops of a few seconds.
+
+    Args:
+        pid: the root process of the service.
+        on_load: called after each loop with the number of requests so far.
+    """
+    result = SoakResult()
+    processes = _tree(pid)
+    seconds, number = _LOAD_S / 4, 0
+    with tempfile.TemporaryDirectory() as folder, Generator() as generator:
+        while result.requests < requests:
+            file = Path(folder) / "requests.npz"
+            spec = GeneratorSpec(
+                lane=lane,
+                load=Load(scenario="soak", loop=ClosedLoop(concurrency=connections, duration_s=seconds)),
+                bundle=bundle.path,
+                timeout_s=30,
+                warm_up=WarmUp(min_s=0, max_s=0),
+                seed=seed + number,
+                requests_file=file,
+                bad_requests=BAD,
+            )
+            with watching(lane.name, {lane.name: Processes([pid])}, (generator.pid, os.getpid())) as watch:
+                recording = generator.run(spec)
+            _add(result, Requests.load(file))
+            result.problems += [f"{count} x {error}" for error, count in recording.errors.items()]
+            if watch.use is not None:
+                result.memory_mib.append(watch.use.memory_mib)
+            on_load(result.requests)
+            if not result.requests:
+                raise LoadtestError("no request was sent")
+            rate = result.requests / (seconds + number * _LOAD_S)
+            seconds = max(0.2, min(_LOAD_S, (requests - result.requests) / rate))
+            number += 1
+    if _tree(pid) != processes:
+        result.problems.append("a worker process was replaced")
+    if result.memory_mib and result.late_mib > result.early_mib * (1 + MEMORY_ALLOWANCE):
+        result.problems.append("the memory grew")
+    return result
+
+
+def _add(result: SoakResult, requests: Requests) -> None:
+    pairs = zip(requests.rows["kind"].tolist(), requests.rows["status"].tolist(), strict=True)
+    result.statuses.update((KINDS[kind], status) for kind, status in pairs)
+
+
+@contextmanager
+def _service(bundle: Bundle, workers: int) -> Iterator[tuple[Lane, int]]:
+    """Start our service; yields its lane and the pid of its root process."""
+    port = free_port()
     environment = os.environ | {
         "TRIDENT_MODELS": json.dumps([str(bundle.path)]),
-        "TRIDENT_WORKERS": str(options.workers),
+        "TRIDENT_WORKERS": str(workers),
         "TRIDENT_PORTS__FASTAPI": str(port),
         "TRIDENT_MAX_BODY_BYTES": str(MAX_BODY_BYTES),
     }
@@ -66,140 +171,31 @@ def main() -> None:
         stderr=subprocess.DEVNULL,
         preexec_fn=die_with_parent,
     )
+    manifest = bundle.manifest
+    lane = Lane(
+        name="trident",
+        server="fastapi",
+        url=f"http://127.0.0.1:{port}",
+        dialect="fastapi",
+        model=manifest.model,
+        version=manifest.version,
+        tolerance=answer_tolerance(manifest),
+    )
     try:
-        _wait_until_ready(port, service)
-        workers = _tree(service.pid)
-        started = time.perf_counter()
-        tally = asyncio.run(_soak(bundle, port, service.pid, options))
-        seconds = time.perf_counter() - started
-        if _tree(service.pid) != workers:
-            tally.faults.append("a worker process was replaced")
+        _wait_until_ready(lane, bundle, service)
+        yield lane, service.pid
     finally:
         service.terminate()
         service.wait(60)
-    sys.exit(_judge(tally, seconds))
 
 
-async def _soak(bundle: Bundle, port: int, pid: int, options: argparse.Namespace) -> Tally:
-    tally = Tally()
-    random_ = random.Random(options.seed)  # noqa: S311 - a mixture, not a secret
-    columns = (TextColumn("soak"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("soak", total=options.requests)
-        every = max(1, options.requests // 100)
-
-        def one_more() -> bool:
-            if tally.done >= options.requests:
-                return False
-            tally.done += 1
-            if tally.done % every == 0:
-                progress.update(task, completed=tally.done)
-                tally.memory.append(sum(psutil.Process(one).memory_info().rss for one in _tree(pid)))
-            return True
-
-        users = [_User(bundle, port, tally, random_) for _ in range(options.connections)]
-        await asyncio.gather(*(user.run(one_more) for user in users))
-    return tally
-
-
-class _User:
-    """One client with one connection, which it opens anew whenever it was closed."""
-
-    def __init__(self, bundle: Bundle, port: int, tally: Tally, random_: random.Random) -> None:
-        self._port = port
-        self._tally = tally
-        self._random = random_
-        golden = bundle.golden_probabilities()
-        self._images = [
-            (post(port, "/predict", "image/png", data), data, int(row.argmax()), float(row.max()))
-            for (_, data), row in zip(bundle.golden_inputs(), golden, strict=True)
-        ]
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
-
-    async def run(self, one_more) -> None:  # type: ignore[no-untyped-def]
-        """Until there are no more to send."""
-        while one_more():
-            kind = self._random.random()
-            try:
-                if kind < SHARE:
-                    await self._damaged()
-                elif kind < 2 * SHARE:
-                    await self._oversized()
-                elif kind < 3 * SHARE:
-                    await self._cancelled()
-                else:
-                    await self._good()
-            except (OSError, EOFError, ValueError) as error:
-                self._tally.faults.append(f"{type(error).__name__}: {error}")
-                self._hang_up()
-        self._hang_up()
-
-    async def _good(self) -> None:
-        request, _, class_id, probability = self._random.choice(self._images)
-        status, body = await self._ask(request)
-        self._tally.statuses["good", status] += 1
-        best = json.loads(body)["predictions"][0] if status == 200 else {}
-        if best.get("class_id") != class_id or abs(best["probability"] - probability) > 1e-4:
-            self._tally.faults.append(f"a good image: {status} {body[:200]!r}")
-
-    async def _damaged(self) -> None:
-        _, data, _, _ = self._random.choice(self._images)
-        cut = data[: self._random.randrange(1, len(data) // 2)]
-        self._count("damaged", *await self._ask(post(self._port, "/predict", "image/png", cut)))
-
-    async def _oversized(self) -> None:
-        head = post(self._port, "/predict", "image/png", b"").replace(
-            b": 0\r\n\r\n", b": %d\r\n\r\n" % (MAX_BODY_BYTES + 1)
-        )
-        self._count("oversized", *await self._ask(head + bytes(1000)))
-        self._hang_up()  # the rest of the body is not sent
-
-    async def _cancelled(self) -> None:
-        _, writer = await self._connection()
-        writer.write(self._random.choice(self._images)[0])
-        await asyncio.sleep(self._random.random() * 0.002)
-        self._hang_up()
-        self._tally.statuses["cancelled", 0] += 1
-
-    def _count(self, kind: str, status: int, body: bytes) -> None:
-        self._tally.statuses[kind, status] += 1
-        if status not in EXPECTED[kind]:
-            self._tally.faults.append(f"{kind}: {status} {body[:200]!r}")
-
-    async def _ask(self, request: bytes) -> tuple[int, bytes]:
-        reader, writer = await self._connection()
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        return int(head.split(b" ", 2)[1]), await reader.readexactly(length)
-
-    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._reader is None or self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        return self._reader, self._writer
-
-    def _hang_up(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._reader = self._writer = None
-
-
-def _judge(tally: Tally, seconds: float) -> int:
-    """Print; the exit code."""
-    console.print(f"{tally.done} requests in {seconds:.0f} s")
-    for (kind, status), count in sorted(tally.statuses.items()):
-        console.print(f"  {kind}: {status or 'hung up'}: {count}")
-    early, late = max(tally.memory[: len(tally.memory) // 5]), max(tally.memory[len(tally.memory) // 5 :])
-    console.print(
-        f"memory of the service: {early / 2**20:.1f} MiB in the first fifth, {late / 2**20:.1f} MiB at most later"
-    )
-    if late > early * (1 + MEMORY_ALLOWANCE):
-        tally.faults.append("the memory grew")
-    for fault in tally.faults[:10]:
-        console.print(f"[red]{fault}[/]")
-    console.print("[green]nothing lost[/]" if not tally.faults else f"[red]{len(tally.faults)} faults[/]")
-    return 1 if tally.faults else 0
+def _wait_until_ready(lane: Lane, bundle: Bundle, service: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while service.poll() is None and time.monotonic() < deadline:
+        if not check_parity(lane, bundle).faults:
+            return
+        time.sleep(0.2)
+    raise LoadtestError("the service did not start; `python -m serving.fastapi_server` shows why")
 
 
 def _tree(pid: int) -> list[int]:
@@ -207,15 +203,17 @@ def _tree(pid: int) -> list[int]:
     return sorted([pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))])
 
 
-def _wait_until_ready(port: int, service: "subprocess.Popen[bytes]") -> None:
-    while service.poll() is None:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
-    sys.exit("the service did not start; `python -m serving.fastapi_server` says why")
+def _show(result: SoakResult, seconds: float) -> None:
+    console.print(f"{result.requests} requests in {seconds:.0f} s")
+    for (kind, status), count in sorted(result.statuses.items()):
+        console.print(f"  {kind}: {status or 'no response'}: {count}")
+    if result.memory_mib:
+        console.print(
+            f"peak memory of the service: {result.early_mib:.1f} MiB in the first fifth, {result.late_mib:.1f} MiB afterwards"
+        )
+    for problem in result.problems[:10]:
+        console.print(f"[red]{problem}[/]")
+    console.print("[green]passed[/]" if not result.problems else f"[red]FAILED: {len(result.problems)} problem(s)[/]")
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""A result -> a report: `write_report` makes report.html (one file, no network) and report.md with its images."""
+"""From a result to a report: `write_report` writes report.html (one file, no network) and report.md with its plots."""
 
 from loadtest.report.write import write_report
 

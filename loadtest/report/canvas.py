@@ -1,4 +1,4 @@
-"""What all plots share: colours, style, and a figure as SVG text."""
+"""Shared by all plots: colours, style, and figures as SVG text."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -41,17 +41,17 @@ class Palette:
     lanes: Sequence[str]
 
     def color(self, lane: str) -> str:
-        """The same in every plot."""
+        """The lane's colour, the same in every plot."""
         return _COLORS[self.lanes.index(lane) % len(_COLORS)]
 
 
 def svg(draw: Callable[[Axes], None], height: float = 4.2) -> str:
-    """One plot."""
+    """Draw one plot."""
     return grid(1, 1, lambda all_axes: draw(all_axes[0][0]), height)
 
 
 def grid(lines: int, columns: int, draw: Callable[[Sequence[Sequence[Axes]]], None], height: float) -> str:
-    """Several plots in one image."""
+    """Draw several plots in one figure."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8, height), layout="constrained")
         draw(figure.subplots(lines, columns, squeeze=False).tolist())
@@ -62,17 +62,17 @@ def grid(lines: int, columns: int, draw: Callable[[Sequence[Sequence[Axes]]], No
 
 
 def log_y(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers."""
+    """Set a logarithmic axis with plain numbers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(plain))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else ""))
 
 
 def plain(value: float, _: int | None = None) -> str:
-    """A tick's number without powers of ten."""
+    """Format a tick without powers of ten."""
     return f"{value:g}"
 
 
 def legend(axes: Axes) -> None:
-    """Small, where there is room."""
+    """Add a small legend."""
     axes.legend(fontsize=8)

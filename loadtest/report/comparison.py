@@ -1,4 +1,4 @@
-"""A comparison -> one HTML file: what became slower, a plot of every ratio with its interval, and the table."""
+"""From a comparison to one HTML file: a verdict, a plot of every ratio with its interval, and a table."""
 
 from pathlib import Path
 
@@ -6,30 +6,30 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from matplotlib.axes import Axes
 
 from bundle.atomic_file import atomic_write
-from loadtest.compare import Comparison
+from loadtest.analysis.compare import ResultComparison
+from loadtest.benchmark.result import Result
 from loadtest.report.canvas import INK, RED, svg
-from loadtest.result import Result
 
 _COLORS = {"slower": RED, "faster": "#4aa564", "same": INK}
 
 
-def comparison_verdict(comparison: Comparison) -> str:
-    """In a sentence."""
+def comparison_verdict(comparison: ResultComparison) -> str:
+    """The comparison in a few sentences."""
     slower, faster = (
         sorted({one.lane for one in comparison.differences if one.change == change}) for change in ("slower", "faster")
     )
     parts = []
     if comparison.missing:
-        parts.append(f"{', '.join(comparison.missing)} could not be timed any more.")
+        parts.append(f"{', '.join(comparison.missing)} missing in B, or without the golden answers there.")
     if slower:
         parts.append(f"{', '.join(slower)} became slower.")
     if faster:
         parts.append(f"{', '.join(faster)} became faster.")
-    return " ".join(parts) or "No difference beyond the noise."
+    return " ".join(parts) or "No significant difference."
 
 
-def write_comparison(comparison: Comparison, before: Result, after: Result, path: Path) -> Path:
-    """Write the HTML, whole or not at all."""
+def write_comparison(comparison: ResultComparison, before: Result, after: Result, path: Path) -> Path:
+    """Write the HTML; the file is complete or absent."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -46,7 +46,7 @@ def write_comparison(comparison: Comparison, before: Result, after: Result, path
     return path
 
 
-def _forest(axes: Axes, comparison: Comparison) -> None:
+def _forest(axes: Axes, comparison: ResultComparison) -> None:
     differences = list(reversed(comparison.differences))
     for place, one in enumerate(differences):
         color = _COLORS[one.change]
@@ -56,4 +56,4 @@ def _forest(axes: Axes, comparison: Comparison) -> None:
     axes.set_yticks(
         range(len(differences)), [f"{one.lane}, {one.load.label}: {one.metric}" for one in differences], fontsize=7
     )
-    axes.set_xlabel("B over A, with the interval of the test")
+    axes.set_xlabel("B / A, with the interval of the test")

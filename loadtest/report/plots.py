@@ -1,4 +1,4 @@
-"""The report's plots, as SVG text. Transparent, in colours that can be read on white and on black."""
+"""The report's plots as SVG text: transparent, with colours that are legible on white and on black."""
 
 import functools
 from collections.abc import Sequence
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from loadtest.analysis.estimate import Estimate
+from loadtest.analysis.summary import STAGES, LoadSummary, load_summaries
+from loadtest.benchmark.result import Result, Run
+from loadtest.histogram import merged, min_samples
 from loadtest.load import ClosedLoop, Load, OpenLoop
 from loadtest.report.canvas import INK, RED, Palette, grid, legend, log_y, plain, svg
-from loadtest.result import Result, Run
 from loadtest.scenarios import Slo
-from loadtest.statistics import Estimate, merged, min_samples
-from loadtest.summary import STAGES, Row, rows
 
 _STAGE_COLORS = {
     "decode": "#4aa564",
@@ -26,7 +27,7 @@ _STAGE_NAMES = {"handler": "handler (decode and inference)", "rest": "rest: HTTP
 
 @dataclass(frozen=True)
 class Plot:
-    """An image with what it shows, and how to read it."""
+    """A plot with its title, and a note on how to read it."""
 
     title: str
     note: str
@@ -34,8 +35,8 @@ class Plot:
 
 
 def plots(result: Result) -> list[Plot]:
-    """Only those for which there is data."""
-    table = rows(result)
+    """All plots for which there is data."""
+    table = load_summaries(result)
     palette = Palette([lane.name for lane in result.lanes])
     closed = [row for row in table if isinstance(row.load.loop, ClosedLoop) and row.p50_s is not None]
     single = [row for row in closed if row.load.scenario == "single-stream"]
@@ -44,26 +45,26 @@ def plots(result: Result) -> list[Plot]:
         drawn.append(
             Plot(
                 "Throughput and latency",
-                "Closed loop: each point is a number of requests under way at once. Further right answers more, further "
-                "down answers faster; where a line turns upwards the server is full. Bars: 95 % confidence over rounds.",
+                "Closed loop: each point is one concurrency. Right: higher throughput. Down: lower latency. Where a line turns "
+                "upwards, the server is saturated. Bars: 95 % confidence over rounds.",
                 svg(lambda axes: _throughput_latency(axes, closed, palette)),
             )
         )
     if single:
         drawn.append(
             Plot(
-                "Latency of a lone request, by percentile",
-                "How slow the slowest 1 % (99 %), 0.1 % (99.9 %) ... are. Lines end where there were too few requests to "
-                "tell.",
+                "Latency at concurrency 1, by percentile",
+                "The share of requests that are at least this fast. Lines end where there are too few requests for the "
+                "percentile.",
                 svg(lambda axes: _by_percentile(axes, result, palette)),
             )
         )
     if any(isinstance(run.load.loop, OpenLoop) and run.load.scenario in ("server", "slo") for run in result.valid_runs):
         drawn.append(
             Plot(
-                "Latency against the offered rate",
-                "Open loop: requests arrive by a Poisson process, and latency counts from the instant at which a request "
-                "was scheduled, so a stalled server cannot hide the wait it causes. Each point is a run.",
+                "Latency by offered rate",
+                "Open loop: requests are sent on a Poisson schedule; latency is measured from the scheduled time, so it "
+                "includes the delay that a stalled server causes. Each point is one run.",
                 svg(lambda axes: _against_rate(axes, result, palette)),
             )
         )
@@ -72,38 +73,43 @@ def plots(result: Result) -> list[Plot]:
         drawn.append(
             Plot(
                 "Where the time goes",
-                "Mean of a lone request: what the server itself counts for each stage, and the rest up to what the client "
-                "saw.",
+                "Mean latency at concurrency 1: the stages from the server's own counters, and the rest of the client's "
+                "latency.",
                 svg(lambda axes: _breakdown(axes, staged), height=1.2 + 0.5 * len(staged)),
             )
         )
-    costly = [row for row in _busiest(closed) if row.cpu_ms_per_request is not None]
-    if costly:
+    busiest = [row for row in _busiest(closed) if row.cpu_ms_per_request is not None]
+    if busiest:
         drawn.append(
             Plot(
-                "What it costs",
-                "At the highest throughput: CPU time of the server's process tree per answered request, and its resident "
-                "memory at the highest.",
-                grid(1, 2, lambda all_axes: _costs(all_axes[0], costly, palette), height=1.2 + 0.42 * len(costly)),
+                "CPU and memory",
+                "At the highest throughput: CPU time of the server's process tree per answered request, and its peak "
+                "resident memory.",
+                grid(
+                    1,
+                    2,
+                    lambda all_axes: _cpu_and_memory(all_axes[0], busiest, palette),
+                    height=1.2 + 0.42 * len(busiest),
+                ),
             )
         )
     return drawn
 
 
 def timelines(result: Result) -> list[Plot]:
-    """Every measured run: a line of small plots per lane, a plot per load, a curve per round."""
+    """The timelines of all runs: a row of small plots per lane, a plot per load, a curve per round."""
     palette = Palette([lane.name for lane in result.lanes])
     drawn = []
     for scenario in dict.fromkeys(run.load.scenario for run in result.runs):
         if scenario == "slo":
-            continue  # its search is a table
+            continue  # the search has a table
         runs = [run for run in result.runs if run.load.scenario == scenario and not run.load.probe]
         loads = {lane: list(dict.fromkeys(run.load for run in runs if run.lane == lane)) for lane in palette.lanes}
         loads = {lane: own for lane, own in loads.items() if own}
         if loads:
             note = (
-                "Solid: median per stretch of time; dots: the slowest request in it; a curve per round. Red: failed "
-                "requests. Grey and dashed: an invalid run."
+                "Solid: median per bin of time. Dots: the slowest request of the bin. One curve per round. Red: failed "
+                "requests. Grey, dashed: an invalid run."
             )
             columns = max(len(own) for own in loads.values())
             draw = functools.partial(_timelines, runs=runs, loads=loads, palette=palette)
@@ -124,15 +130,15 @@ def _timelines(
         line[0].set_ylabel(lane.replace(" ", "\n"), fontsize=8)
 
 
-def _busiest(closed: Sequence[Row]) -> list[Row]:
-    best: dict[str, Row] = {}
+def _busiest(closed: Sequence[LoadSummary]) -> list[LoadSummary]:
+    best: dict[str, LoadSummary] = {}
     for row in closed:
         if row.lane not in best or row.requests_per_s.value > best[row.lane].requests_per_s.value:
             best[row.lane] = row
     return list(best.values())
 
 
-def _throughput_latency(axes: Axes, closed: Sequence[Row], palette: Palette) -> None:
+def _throughput_latency(axes: Axes, closed: Sequence[LoadSummary], palette: Palette) -> None:
     for lane in palette.lanes:
         own = sorted(
             (row for row in closed if row.lane == lane), key=lambda row: getattr(row.load.loop, "concurrency", 0)
@@ -155,10 +161,10 @@ def _throughput_latency(axes: Axes, closed: Sequence[Row], palette: Palette) -> 
             place = (row.requests_per_s.value, row.p50_s.value * 1000)
             label = f"{getattr(row.load.loop, 'concurrency', '')}"
             axes.annotate(label, place, textcoords="offset points", xytext=(4, -11), fontsize=8)
-    axes.plot([], [], "--^", color=INK, markersize=4, label="p99 (lines without dashes: p50)")
+    axes.plot([], [], "--^", color=INK, markersize=4, label="p99 (solid lines: p50)")
     log_y(axes)
     axes.set_xlim(left=0)
-    axes.set_xlabel("answered requests per second (numbers: requests under way at once)")
+    axes.set_xlabel("answered requests per second (numbers: concurrency)")
     axes.set_ylabel("latency, ms")
     legend(axes)
 
@@ -171,7 +177,7 @@ def _error_bar(estimate: Estimate, unit: float) -> tuple[float, float]:
 
 
 def _by_percentile(axes: Axes, result: Result, palette: Palette) -> None:
-    """The shape that HdrHistogram made usual: the x axis stretches towards 100 %."""
+    """HdrHistogram's usual plot: the x axis is stretched towards 100 %."""
     reached = 0.0
     ladder = [0, 10, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.9, 99.95, 99.99]
     for lane in palette.lanes:
@@ -224,15 +230,15 @@ def _against_rate(axes: Axes, result: Result, palette: Palette) -> None:
     log_y(axes)
     axes.set_xlim(left=0)
     axes.set_xlabel("offered requests per second")
-    axes.set_ylabel("latency from the scheduled arrival, ms")
+    axes.set_ylabel("latency from the scheduled time, ms")
     legend(axes)
 
 
-def _breakdown(axes: Axes, staged: Sequence[Row]) -> None:
+def _breakdown(axes: Axes, staged: Sequence[LoadSummary]) -> None:
     for place, row in enumerate(reversed(staged)):
         left = 0.0
         for stage in (*STAGES, "rest"):
-            width = (row.missing_s if stage == "rest" else row.stages_s.get(stage, 0.0)) * 1000
+            width = (row.rest_s if stage == "rest" else row.stages_s.get(stage, 0.0)) * 1000
             if width > 0:
                 axes.barh(place, width, left=left, color=_STAGE_COLORS[stage], height=0.6)
                 if width > 0.06 * row.mean_s * 1000:
@@ -250,13 +256,13 @@ def _breakdown(axes: Axes, staged: Sequence[Row]) -> None:
     axes.legend(loc="upper center", ncols=len(seen), fontsize=8)
 
 
-def _costs(all_axes: Sequence[Axes], costly: Sequence[Row], palette: Palette) -> None:
+def _cpu_and_memory(all_axes: Sequence[Axes], busiest: Sequence[LoadSummary], palette: Palette) -> None:
     cpu, memory = all_axes
-    names = [row.lane for row in reversed(costly)]
+    names = [row.lane for row in reversed(busiest)]
     colors = [palette.color(name) for name in names]
-    cpu.barh(names, [row.cpu_ms_per_request or 0.0 for row in reversed(costly)], color=colors, height=0.6)
+    cpu.barh(names, [row.cpu_ms_per_request or 0.0 for row in reversed(busiest)], color=colors, height=0.6)
     cpu.set_xlabel("CPU ms per request")
-    memory.barh(names, [row.memory_mib or 0.0 for row in reversed(costly)], color=colors, height=0.6)
+    memory.barh(names, [row.memory_mib or 0.0 for row in reversed(busiest)], color=colors, height=0.6)
     memory.set_xlabel("memory, MiB")
     memory.set_yticks([])
     for axes in all_axes:
@@ -271,7 +277,7 @@ def _timeline(axes: Axes, runs: Sequence[Run], color: str, title: str) -> None:
         line = run.recording.timeline
         at = [(index + 0.5) * line.bin_s for index in range(len(line.p50_ms))]
         shown = [(x, p50, most) for x, p50, most in zip(at, line.p50_ms, line.max_ms, strict=True) if p50 is not None]
-        ink, style = (INK, "--") if run.fault else (color, "-")
+        ink, style = (INK, "--") if run.invalid_reason is not None else (color, "-")
         if shown:
             xs, p50s, mosts = zip(*shown, strict=True)
             axes.plot(xs, p50s, style, color=ink, linewidth=1)

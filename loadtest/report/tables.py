@@ -1,23 +1,23 @@
-"""What the report's tables hold beside the rows: searches, spikes, soaks, containers; all as text, ready to show."""
+"""The report's tables of searches, spikes, soaks and containers, as text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.containers import ContainerUse
+from loadtest.analysis.summary import milliseconds
+from loadtest.benchmark.result import Result, Run
+from loadtest.histogram import min_samples
 from loadtest.load import OpenLoop
-from loadtest.resources import ResourceUse
-from loadtest.result import Result, Run
+from loadtest.machine.containers import ContainerUse
+from loadtest.machine.resources import ResourceUse
 from loadtest.scenarios import Slo
 from loadtest.scenarios.spike import recovery_s
-from loadtest.statistics import min_samples
-from loadtest.summary import milliseconds
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table: its title, what to know, column names, cells."""
+class ReportTable:
+    """A table: title, a note on how to read it, column names, cells."""
 
     title: str
     note: str
@@ -25,29 +25,32 @@ class Table:
     cells: Sequence[Sequence[str]]
 
 
-def tables(result: Result) -> list[Table]:
-    """Those for which there is data."""
+def tables(result: Result) -> list[ReportTable]:
+    """All tables for which there is data."""
     found = [_search(result), _spikes(result), _soaks(result), _containers(result)]
     return [table for table in found if table.cells]
 
 
-def _search(result: Result) -> Table:
+def _search(result: Result) -> ReportTable:
     scenario = next((one for one in result.settings.scenarios if isinstance(one, Slo)), Slo())
     cells = []
     for run in _of(result, "slo"):
         recording, loop = run.recording, run.load.loop
         p99 = recording.percentile_ms(99) / 1000 if recording.answered >= min_samples(99) else None
-        answer = f"no answer ({run.fault})" if run.fault else "held" if scenario.held(recording) else "missed"
+        if run.invalid_reason is not None:
+            outcome = f"unknown ({run.invalid_reason})"
+        else:
+            outcome = "met" if scenario.held(recording) else "missed"
         requests = recording.answered + recording.failed
         cells.append(
-            (run.lane, str(run.round + 1), loop.label, str(requests), milliseconds(p99), str(recording.failed), answer)
+            (run.lane, str(run.round + 1), loop.label, str(requests), milliseconds(p99), str(recording.failed), outcome)
         )
     columns = ("lane", "round", "offered", "requests", "p99 ms", "failed", "objective")
     note = f"Bisection; the objective is p{scenario.percentile:g} of all requests within {scenario.slo_ms:g} ms."
-    return Table("The search for the highest rate", note, columns, cells)
+    return ReportTable("Search for the highest rate", note, columns, cells)
 
 
-def _spikes(result: Result) -> Table:
+def _spikes(result: Result) -> ReportTable:
     cells = []
     for run in _of(result, "spike"):
         assert isinstance(run.load.loop, OpenLoop)
@@ -55,20 +58,20 @@ def _spikes(result: Result) -> Table:
         recovered = f"{seconds:.1f} s" if seconds is not None else "not within the run"
         longest = milliseconds(run.recording.max_latency_s)
         cells.append((run.lane, str(run.round + 1), run.load.loop.label, longest, str(run.recording.failed), recovered))
-    columns = ("lane", "round", "offered", "max ms", "failed", "back to normal after")
+    columns = ("lane", "round", "offered", "max ms", "failed", "recovery")
     note = (
-        "Back to normal: three stretches in a row without a failure and with a median of at most twice the one before; "
-        "counted from the end of the spike."
+        "Recovery: time from the end of the spike until three successive bins of the timeline have no failure, and a median "
+        "of at most twice the median before the spike."
     )
-    return Table("Spikes", note, columns, cells)
+    return ReportTable("Spikes", note, columns, cells)
 
 
-def _soaks(result: Result) -> Table:
+def _soaks(result: Result) -> ReportTable:
     cells = []
     for run in _of(result, "soak"):
         line = run.recording.timeline
         known = [(index * line.bin_s, p50) for index, p50 in enumerate(line.p50_ms) if p50 is not None]
-        drift = theil_sen(known) * 60 if len(known) > 2 else float("nan")
+        drift = f"{theil_sen(known) * 60:+.3g} ms" if len(known) > 2 else "-"
         use = run.resources
         memory = f"{use.memory_start_mib:.0f} → {use.memory_end_mib:.0f} MiB" if use is not None else "-"
         cells.append(
@@ -77,15 +80,15 @@ def _soaks(result: Result) -> Table:
                 str(run.round + 1),
                 run.load.loop.label,
                 f"{run.recording.seconds:.0f} s",
-                f"{drift:+.3g} ms",
+                drift,
                 memory,
             )
         )
     columns = ("lane", "round", "offered", "length", "drift of the median per minute", "memory")
-    return Table("Soaks", "Drift: the Theil-Sen slope of the median latency.", columns, cells)
+    return ReportTable("Soaks", "Drift: the Theil-Sen slope of the median latency.", columns, cells)
 
 
-def _containers(result: Result) -> Table:
+def _containers(result: Result) -> ReportTable:
     used: dict[tuple[str, str], list[tuple[ResourceUse, ContainerUse]]] = {}
     for run in result.valid_runs:
         if run.resources is not None and run.resources.container is not None:
@@ -108,14 +111,14 @@ def _containers(result: Result) -> Table:
         )
     columns = ("lane", "load", "CPU s", "cores", "memory MiB", "throttled periods", "throttled s")
     note = (
-        "From the cgroup of each server's container: its warm-up, its health check and all. Throttled: stopped at its CPU "
-        "limit, in so many of the limit's periods (100 ms), for so many seconds (of all threads together)."
+        "From the cgroup of each server's container, including warm-up and health checks. Throttled: stopped at the CPU limit; "
+        "periods of 100 ms, and seconds summed over all threads."
     )
-    return Table("Containers", note, columns, cells)
+    return ReportTable("Containers", note, columns, cells)
 
 
 def theil_sen(points: Sequence[tuple[float, float]]) -> float:
-    """The median of all pairs' slopes: outliers do not move it (Sen, 1968)."""
+    """The Theil-Sen estimator: the median of all pairs' slopes, robust against outliers (Sen, 1968)."""
     x, y = np.array(points, float).T
     first, second = np.triu_indices(len(x), 1)
     return float(np.median((y[second] - y[first]) / (x[second] - x[first])))

@@ -1,4 +1,4 @@
-"""Renders the templates with a result."""
+"""Render the templates with a result."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -7,12 +7,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from bundle.atomic_file import atomic_write
+from loadtest.analysis.estimate import Estimate, mean_of
+from loadtest.analysis.summary import headlines, load_summaries, milliseconds, with_interval
+from loadtest.benchmark.result import Result
 from loadtest.report.plots import plots, timelines
 from loadtest.report.tables import tables
 from loadtest.report.verdict import verdict
-from loadtest.result import Result
-from loadtest.statistics import Estimate, mean_of
-from loadtest.summary import headlines, milliseconds, rows, with_interval
 
 HTML: Final = "report.html"
 MARKDOWN: Final = "report.md"
@@ -38,7 +38,7 @@ def write_report(result: Result, folder: Path) -> Path:
         "verdict": verdict(result),
         "headlines": lines,
         "slo": next((line.capacity for line in lines if line.capacity is not None and line.capacity.under_slo), None),
-        "rows": rows(result),
+        "summaries": load_summaries(result),
         "tables": tables(result),
         "plots": drawn,
         "plot_files": files,
@@ -58,7 +58,7 @@ def write_report(result: Result, folder: Path) -> Path:
 
 
 def _stacked(value: Estimate | None, unit: float = 1.0) -> Markup:
-    """A value with its interval below it, for the HTML's narrow columns."""
+    """A value with its interval below it, for narrow columns in HTML."""
     text, bracket, interval = with_interval(value, unit).partition(" (")
     return (
         Markup("{}<br><small>{}</small>").format(text, interval.rstrip(")")) if bracket else Markup("{}").format(text)
@@ -66,10 +66,10 @@ def _stacked(value: Estimate | None, unit: float = 1.0) -> Markup:
 
 
 def _serving_groups(result: Result) -> list[tuple[dict[str, Any], list[str]]]:
-    """The servers' settings, each with the lanes that have them."""
+    """The different settings of the servers, each with its lanes."""
     groups: list[tuple[dict[str, Any], list[str]]] = []
     for lane, serving in result.serving.items():
-        if not serving:  # somebody else's server, of which nothing is known
+        if not serving:  # unknown settings: a third-party server
             continue
         known = next((lanes for settings, lanes in groups if settings == serving), None)
         if known is None:
@@ -80,13 +80,13 @@ def _serving_groups(result: Result) -> list[tuple[dict[str, Any], list[str]]]:
 
 
 def _ceilings(result: Result) -> list[str]:
-    """In a sentence each."""
+    """One sentence for each ceiling."""
     sentences = []
     for spec in dict.fromkeys(ceiling.spec for ceiling in result.ceilings):
         own = [ceiling for ceiling in result.ceilings if ceiling.spec == spec]
         single, batched = (mean_of([getattr(one, name) for one in own]) for name in ("single", "batched"))
         sentences.append(
             f"{spec.runtime}, {spec.precision}, {spec.workers} process(es) of {spec.threads} thread(s): "
-            f"{with_interval(single)} images/s one by one, {with_interval(batched)} in batches of {spec.max_batch_size}"
+            f"{with_interval(single)} images/s one by one, {with_interval(batched)} images/s in batches of {spec.max_batch_size}"
         )
     return sentences

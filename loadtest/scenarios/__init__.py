@@ -1,6 +1,6 @@
-"""Scenarios: which load is put on a server. One module each: its settings, and the loads that follow from them.
+"""Scenarios: which loads a lane gets. One module for each: its settings, and the loads that follow from them.
 
-The words are MLPerf LoadGen's (https://github.com/mlcommons/inference/tree/master/loadgen).
+The terms are MLPerf LoadGen's (https://github.com/mlcommons/inference/tree/master/loadgen).
 """
 
 from typing import Annotated, Final
@@ -8,19 +8,21 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from loadtest.scenarios.offline import Offline
-from loadtest.scenarios.scenario import Loads, Past, Scenario, Settings
-from loadtest.scenarios.server import Server
+from loadtest.scenarios.scenario import Loads, PastLoad, Scenario, ScenarioSettings
+from loadtest.scenarios.server import ServerScenario
 from loadtest.scenarios.single_stream import SingleStream
 from loadtest.scenarios.slo import Slo
 from loadtest.scenarios.soak import Soak
 from loadtest.scenarios.spike import Spike
 from loadtest.scenarios.sweep import Sweep
 
-AnyScenario = Annotated[SingleStream | Sweep | Server | Slo | Offline | Spike | Soak, Field(discriminator="kind")]
-SCENARIOS: Final[dict[str, type[SingleStream | Sweep | Server | Slo | Offline | Spike | Soak]]] = {
+AnyScenario = Annotated[
+    SingleStream | Sweep | ServerScenario | Slo | Offline | Spike | Soak, Field(discriminator="kind")
+]
+SCENARIOS: Final[dict[str, type[SingleStream | Sweep | ServerScenario | Slo | Offline | Spike | Soak]]] = {
     "single-stream": SingleStream,
     "sweep": Sweep,
-    "server": Server,
+    "server": ServerScenario,
     "slo": Slo,
     "offline": Offline,
     "spike": Spike,
@@ -31,10 +33,10 @@ __all__ = [
     "SCENARIOS",
     "AnyScenario",
     "Loads",
-    "Past",
+    "PastLoad",
     "Scenario",
-    "Server",
-    "Settings",
+    "ScenarioSettings",
+    "ServerScenario",
     "SingleStream",
     "Slo",
     "Soak",

@@ -1,4 +1,4 @@
-"""offline: all images are there from the beginning. Most images per second, whatever the latency."""
+"""offline: all images are available from the start. The highest throughput, whatever the latency."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,20 +6,20 @@ from typing import Literal
 from pydantic import Field
 
 from loadtest.load import ClosedLoop, Load
-from loadtest.scenarios.scenario import Loads, Past, Settings
+from loadtest.scenarios.scenario import Loads, PastLoad, ScenarioSettings
 
 
-class Offline(Settings):
-    """Closed loop with so many requests under way that the server always has full batches to take."""
+class Offline(ScenarioSettings):
+    """A closed loop with enough requests in flight that the server can always fill its batches."""
 
     kind: Literal["offline"] = "offline"
-    in_flight: int = Field(default=64, ge=1, le=4096, description="requests under way at once")
+    in_flight: int = Field(default=64, ge=1, le=4096, description="concurrent requests")
     duration_s: float = Field(default=5.0, gt=0, le=3600)
 
-    def loads(self, past: Sequence[Past]) -> Loads:
-        """One."""
+    def loads(self, past: Sequence[PastLoad]) -> Loads:
+        """One closed loop."""
         yield Load(scenario=self.kind, loop=ClosedLoop(concurrency=self.in_flight, duration_s=self.duration_s))
 
     def estimate(self) -> int:
-        """One."""
+        """One load."""
         return 1

@@ -1,4 +1,4 @@
-"""What every scenario is: settings, and the loads that follow from them."""
+"""The interface of a scenario: settings, and the loads that follow from them."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from loadtest.generator.recording import Recording
 from loadtest.load import ClosedLoop, Load
 
 
-class Settings(BaseModel):
-    """Base of the scenarios' settings. Field names are the flags of `trident bench` and the keys of its file."""
+class ScenarioSettings(BaseModel):
+    """The base class of the scenarios' settings. Field names are flags of `trident bench` and keys of its file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)
-class Past:
-    """A load that this lane has had in an earlier round of the same scenario, and what came of it."""
+class PastLoad:
+    """A load that the lane had in an earlier round of the same scenario, with its recording."""
 
     load: Load
     recording: Recording
@@ -28,25 +28,25 @@ Loads = Generator[Load, Recording, None]
 
 
 class Scenario(Protocol):
-    """A scenario asks for one load after another on a lane. It is told what came of each, so it can search."""
+    """Yields one load after another for a lane, and receives each recording, so that it can search."""
 
     @property
     def kind(self) -> str:
-        """Its name."""
+        """The name of the scenario."""
 
-    def loads(self, past: Sequence[Past]) -> Loads:
+    def loads(self, past: Sequence[PastLoad]) -> Loads:
         """The loads of one round on one lane. `past`: the lane's earlier rounds, oldest first."""
 
     def estimate(self) -> int:
-        """About how many loads a round has, for progress bars."""
+        """The approximate number of loads per round, for progress bars."""
 
 
 CAPACITY_CONCURRENCY = 8
 CAPACITY_S = 2.0
 
 
-def capacity(scenario: str, past: Sequence[Past]) -> Generator[Load, Recording, float]:
-    """About how many requests per second a lane answers: a short closed loop in its first round, remembered later."""
+def capacity(scenario: str, past: Sequence[PastLoad]) -> Generator[Load, Recording, float]:
+    """The approximate throughput of a lane (requests/s): a short closed loop in its first round, reused in later rounds."""
     for earlier in past:
         if earlier.load.probe and isinstance(earlier.load.loop, ClosedLoop):
             return earlier.recording.requests_per_s

@@ -1,4 +1,4 @@
-"""server: requests arrive as those of many independent users do, a Poisson process of a given rate."""
+"""server: Poisson arrivals at a given rate, as of many independent users."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from loadtest.load import Arrivals, Load, OpenLoop
-from loadtest.scenarios.scenario import Loads, Past, Settings, capacity
+from loadtest.scenarios.scenario import Loads, PastLoad, ScenarioSettings, capacity
 
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 
 
-class Server(Settings):
-    """Open loop at each of `rates`; without any, at `shares` of what the lane answers in a short closed loop."""
+class ServerScenario(ScenarioSettings):
+    """An open loop at each of `rates`; without rates, at `shares` of the throughput in a short closed loop."""
 
     kind: Literal["server"] = "server"
     rates: tuple[Rate, ...] = Field(default=(), description="requests per second")
@@ -20,15 +20,17 @@ class Server(Settings):
     arrivals: Arrivals = "poisson"
     duration_s: float = Field(default=5.0, gt=0, le=3600)
 
-    def loads(self, past: Sequence[Past]) -> Loads:
-        """One per rate; the same rates in every round."""
+    def loads(self, past: Sequence[PastLoad]) -> Loads:
+        """One open loop per rate; the same rates in every round."""
         rates: list[float] = list(self.rates)
         if not rates:
-            most = yield from capacity(self.kind, past)
-            rates = [max(0.1, float(f"{most * share:.3g}")) for share in self.shares] if most else []
+            capacity_per_s = yield from capacity(self.kind, past)
+            rates = (
+                [max(0.1, float(f"{capacity_per_s * share:.3g}")) for share in self.shares] if capacity_per_s else []
+            )
         for rate in rates:
             yield Load(scenario=self.kind, loop=OpenLoop.steady(rate, self.duration_s, self.arrivals))
 
     def estimate(self) -> int:
-        """The rates."""
+        """One load per rate."""
         return len(self.rates or self.shares)

@@ -1,4 +1,4 @@
-"""single-stream: one request at a time. What a lone user feels."""
+"""single-stream: one request at a time. The latency of a single user."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,19 +6,19 @@ from typing import Literal
 from pydantic import Field
 
 from loadtest.load import ClosedLoop, Load
-from loadtest.scenarios.scenario import Loads, Past, Settings
+from loadtest.scenarios.scenario import Loads, PastLoad, ScenarioSettings
 
 
-class SingleStream(Settings):
-    """Closed loop, one client."""
+class SingleStream(ScenarioSettings):
+    """A closed loop with one client."""
 
     kind: Literal["single-stream"] = "single-stream"
     duration_s: float = Field(default=5.0, gt=0, le=3600)
 
-    def loads(self, past: Sequence[Past]) -> Loads:
-        """One."""
+    def loads(self, past: Sequence[PastLoad]) -> Loads:
+        """One closed loop."""
         yield Load(scenario=self.kind, loop=ClosedLoop(concurrency=1, duration_s=self.duration_s))
 
     def estimate(self) -> int:
-        """One."""
+        """One load."""
         return 1

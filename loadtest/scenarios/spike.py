@@ -1,4 +1,4 @@
-"""spike: a steady rate, a step up, a step down. How long until all is as before?"""
+"""spike: a steady rate, a step up, a step down. Shows how long recovery takes."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -7,13 +7,13 @@ from pydantic import Field
 
 from loadtest.generator.recording import Recording
 from loadtest.load import Load, OpenLoop, Phase
-from loadtest.scenarios.scenario import Loads, Past, Settings, capacity
+from loadtest.scenarios.scenario import Loads, PastLoad, ScenarioSettings, capacity
 
-_AS_BEFORE: Final = 2.0
+_RECOVERED_FACTOR: Final = 2.0
 _BINS: Final = 3
 
 
-class Spike(Settings):
+class Spike(ScenarioSettings):
     """`base_share` of the lane's capacity, then `spike_share` for `spike_s`, then the base again."""
 
     kind: Literal["spike"] = "spike"
@@ -23,23 +23,25 @@ class Spike(Settings):
     spike_s: float = Field(default=2.0, gt=0, le=3600)
     recovery_s: float = Field(default=6.0, gt=0, le=3600)
 
-    def loads(self, past: Sequence[Past]) -> Loads:
-        """One, after a look at the capacity."""
-        most = yield from capacity(self.kind, past)
-        if most:
-            base, top = (float(f"{most * share:.3g}") for share in (self.base_share, self.spike_share))
+    def loads(self, past: Sequence[PastLoad]) -> Loads:
+        """The capacity probe, then one open loop of three phases."""
+        capacity_per_s = yield from capacity(self.kind, past)
+        if capacity_per_s:
+            base, top = (float(f"{capacity_per_s * share:.3g}") for share in (self.base_share, self.spike_share))
             stretches = ((base, self.base_s), (top, self.spike_s), (base, self.recovery_s))
             phases = tuple(Phase(rate=max(0.1, rate), duration_s=seconds) for rate, seconds in stretches)
             yield Load(scenario=self.kind, loop=OpenLoop(phases=phases))
 
     def estimate(self) -> int:
-        """The capacity and the spike."""
+        """The capacity probe and the spike."""
         return 2
 
 
 def recovery_s(loop: OpenLoop, recording: Recording) -> float | None:
-    """Seconds from the end of the spike until three bins of the timeline in a row have a median latency of at most
-    twice the one before the spike, and no failure. None: never within the run.
+    """Seconds from the end of the spike until recovery; None if there was no recovery within the run.
+
+    Recovery: three successive bins of the timeline have no failure, and a median latency of at most twice the median before
+    the spike.
     """
     line = recording.timeline
     spike_from = loop.phases[0].duration_s
@@ -49,7 +51,7 @@ def recovery_s(loop: OpenLoop, recording: Recording) -> float | None:
     )
     if not before:
         return None
-    limit = before[len(before) // 2] * _AS_BEFORE
+    limit = before[len(before) // 2] * _RECOVERED_FACTOR
     calm = [
         p50 is not None and p50 <= limit and not failed for p50, failed in zip(line.p50_ms, line.failed, strict=True)
     ]

@@ -1,5 +1,5 @@
-"""Is the load test right? Servers whose behaviour is known, against what theory or simulation says of them.
+"""Is the load test right? Measurements of servers with known behaviour, against theory, simulation and wrk.
 
-``fake_server`` is such a server, ``queueing`` the theory, ``run`` prints the tables (`python -m loadtest.truth`),
-``against_wrk`` compares the generator with wrk.
+``queueing``: theory and simulation. ``measure``: the measurements. ``against_wrk``: the generator against wrk.
+`python -m loadtest.truth` prints the tables.
 """

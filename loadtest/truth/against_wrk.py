@@ -1,80 +1,33 @@
-"""The generator against wrk (Debian's package `wrk`) on the null target, on the same core, taking turns."""
+"""The generator against wrk on the null target, on the same core, in turn."""
 
-import re
-import shutil
-import subprocess
-import tempfile
-from dataclasses import dataclass
-
-from loadtest.errors import LoadtestError
 from loadtest.generator.client import Generator
 from loadtest.generator.fake_server import Behaviour, fake_server
 from loadtest.generator.spec import GeneratorSpec
+from loadtest.generator.wrk import ToolFigures, run_wrk
+from loadtest.lanes.lane import Lane
 from loadtest.load import ClosedLoop, Load, WarmUp
-from loadtest.targets import NULL_IMAGE, Target
-
-_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What one tool says of the null target."""
-
-    p50_s: float
-    p99_s: float
-    requests_per_s: float
-
-
-def wrk_is_here() -> bool:
-    """Whether `wrk` can be run."""
-    return shutil.which("wrk") is not None
 
 
 def take_turns(
     concurrency: int, rounds: int, seconds: float, server_cores: tuple[int, ...], cores: tuple[int, ...]
-) -> list[tuple[Seen, Seen]]:
-    """wrk's and the generator's view, round by round.
+) -> list[tuple[ToolFigures, ToolFigures]]:
+    """The figures of wrk and of the generator, round by round.
 
     Raises:
-        LoadtestError: wrk is not there, or fails.
+        LoadtestError: wrk is not installed, or fails.
     """
-    if not wrk_is_here():
-        raise LoadtestError("wrk is not installed (Debian, Ubuntu: apt install wrk)")
-    with fake_server(Behaviour(), server_cores) as target, Generator() as generator:
+    with fake_server(Behaviour(), server_cores) as lane, Generator() as generator:
         return [
-            (_wrk(target, concurrency, seconds, cores), _ours(generator, target, concurrency, seconds, cores))
+            (run_wrk(lane, None, concurrency, seconds, cores), _generator(generator, lane, concurrency, seconds, cores))
             for _ in range(rounds)
         ]
 
 
-def _wrk(target: Target, concurrency: int, seconds: float, cores: tuple[int, ...]) -> Seen:
-    command = ["wrk", "-t1", f"-c{concurrency}", f"-d{seconds:g}s", "--latency"]
-    if cores:
-        command = ["taskset", "-c", ",".join(map(str, cores)), *command]
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(f'wrk.method = "POST"\nwrk.body = string.rep("\\0", {len(NULL_IMAGE)})\n')
-        script.flush()
-        done = subprocess.run(
-            [*command, "-s", script.name, f"{target.url}/predict"], capture_output=True, text=True, check=False
-        )
-    if done.returncode:
-        raise LoadtestError(f"wrk failed: {done.stderr or done.stdout}")
-    return parse_wrk(done.stdout)
-
-
-def parse_wrk(said: str) -> Seen:
-    """wrk's report (`--latency`)."""
-
-    def percentile(name: str) -> float:
-        value, unit = re.findall(rf"^\s*{name}%\s+([\d.]+)(us|ms|s)$", said, re.MULTILINE)[0]
-        return float(value) * _UNITS_S[unit]
-
-    return Seen(percentile("50"), percentile("99"), float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0]))
-
-
-def _ours(generator: Generator, target: Target, concurrency: int, seconds: float, cores: tuple[int, ...]) -> Seen:
+def _generator(
+    generator: Generator, lane: Lane, concurrency: int, seconds: float, cores: tuple[int, ...]
+) -> ToolFigures:
     spec = GeneratorSpec(
-        target=target,
+        lane=lane,
         load=Load(scenario="truth", loop=ClosedLoop(concurrency=concurrency, duration_s=seconds)),
         bundle=None,
         timeout_s=10,
@@ -82,4 +35,5 @@ def _ours(generator: Generator, target: Target, concurrency: int, seconds: float
         cores=cores,
     )
     recording = generator.run(spec)
-    return Seen(recording.percentile_ms(50) / 1000, recording.percentile_ms(99) / 1000, recording.requests_per_s)
+    p50_s, p99_s = recording.percentile_ms(50) / 1000, recording.percentile_ms(99) / 1000
+    return ToolFigures(p50_s, p99_s, recording.requests_per_s, recording.failed)

@@ -1,4 +1,4 @@
-"""What theory and simulation say of one server with a queue: waiting times of M/M/1 and M/D/1, and Lindley's recursion.
+"""Waiting times of one server with a queue: theory (M/M/1, M/D/1) and simulation (Lindley's recursion).
 
 Formulas: D. Gross, C. M. Harris, "Fundamentals of Queueing Theory"; the distribution of M/D/1's waiting time is Erlang's
 (1909), as in V. B. Iversen, "Teletraffic Engineering Handbook", section 13.
@@ -46,11 +46,11 @@ def _md1_within(t: float, utilisation: float) -> float:
 
 
 def waits(arrivals_s: Seconds, services_s: Seconds, stall: tuple[float, float] | None = None) -> Seconds:
-    """How long each request waits for its service: Lindley's recursion.
+    """The waiting time of each request in seconds, by Lindley's recursion.
 
     Args:
         arrivals_s: ascending.
-        stall: from when until when nobody's service begins.
+        stall: start and end of a time in which no service starts.
     """
     free_at, waited = -math.inf, np.empty(len(arrivals_s))
     for index, (arrival, service) in enumerate(zip(arrivals_s.tolist(), services_s.tolist(), strict=True)):

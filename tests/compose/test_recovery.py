@@ -61,7 +61,16 @@ def answered(stack: Composed) -> float:
 
 def test_the_report_shows_the_gap(stack: Composed, edge: httpx.Client) -> None:
     arguments = ["--scenario", "sweep", "--concurrency", "4", "--duration-s", "15", "--rounds", "1"]
-    arguments += ["--burn-in-s", "0", "--warmup-s", "1", "--warmup-max-s", "1", "--url", "fastapi=http://fastapi:8000"]
+    arguments += [
+        "--initial-warmup-s",
+        "0",
+        "--warmup-s",
+        "1",
+        "--warmup-max-s",
+        "1",
+        "--url",
+        "fastapi=http://fastapi:8000",
+    ]
     shown: list[str] = []
     bench = threading.Thread(
         target=lambda: shown.append(stack("run", "--rm", "loadtest", "bench", *arguments, check=False))

@@ -1,4 +1,4 @@
-"""Made-up recordings, runs and results for the tests of the load test."""
+"""Artificial recordings, runs and results for the tests of the load test."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -6,20 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.environment import describe_environment
-from loadtest.gate import Lane
+from bundle.golden import Fault
+from loadtest.benchmark.result import Result, Run
 from loadtest.generator.recording import GeneratorHealth, Recording, WarmUpReport
 from loadtest.generator.requests_log import ROW, Requests
 from loadtest.generator.summarise import Window, summarise
+from loadtest.lanes.lane import Lane
+from loadtest.lanes.parity_gate import LaneParity
 from loadtest.load import ClosedLoop, Load, Loop
-from loadtest.resources import ResourceUse
-from loadtest.result import Result, Run
+from loadtest.machine.environment import describe_environment
+from loadtest.machine.resources import ResourceUse
 from loadtest.settings import BenchSettings
-from loadtest.targets import Target
 
 HEALTHY = GeneratorHealth(cpu=0.3, lag_p50_ms=0.02, lag_p99_ms=0.1)
 WARM = WarmUpReport(seconds=1.0, stable=True)
-FAULTS = ("", "HTTP 500: broken", "wrong answer: 7 1.0000, golden 1 1.0000")
+FAULTS = (None, Fault("no-answer", "HTTP 500: broken"), Fault("probabilities", "top-1 class 7, golden 1"))
 
 
 def recording(
@@ -30,7 +31,7 @@ def recording(
     health: GeneratorHealth = HEALTHY,
     **stages: float,
 ) -> Recording:
-    """Requests spread evenly over the run; the last ones failed, or were wrong."""
+    """Requests spread evenly over the run; the last ones failed, or got wrong answers."""
     count = len(latencies_s) + failed + wrong
     rows = np.zeros(count, ROW)
     for name in ("decode_s", "queue_s", "inference_s", "total_s"):
@@ -45,29 +46,37 @@ def recording(
     return summarise(Requests(rows, FAULTS), Window(0, seconds), WARM, health)
 
 
-def target(lane: str = "fastapi", url: str = "http://127.0.0.1:1", **more: Any) -> Target:
-    """One of our servers, at an address where nobody is."""
-    server = lane.split()[0]
-    content = {"lane": lane, "server": server, "url": url, "dialect": server, "model": "digits", "version": 1}
-    return Target.model_validate(content | more)
+def lane(name: str = "fastapi", url: str = "http://127.0.0.1:1", **more: Any) -> Lane:
+    """A lane of one of our servers, at an address where no server is."""
+    server = name.split()[0]
+    content = {
+        "name": name,
+        "server": server,
+        "url": url,
+        "dialect": server,
+        "model": "digits",
+        "version": 1,
+        "tolerance": 1e-4,
+    }
+    return Lane.model_validate(content | more)
 
 
-def lane(name: str, *faults: str) -> Lane:
-    """One that has passed the gate, or not."""
+def parity(name: str, *faults: str) -> LaneParity:
+    """A lane that has passed the parity gate, or not."""
     difference = None if faults else 1e-7
-    return Lane(target=target(name), golden_inputs=16, max_abs_difference=difference, faults=faults)
+    return LaneParity(lane=lane(name), golden_inputs=16, max_abs_difference=difference, faults=faults)
 
 
 def run(
     lane: str, loop: Loop, round_: int, recorded: Recording, scenario: str = "sweep", probe: bool = False, **more: Any
 ) -> Run:
-    """One run."""
+    """Make a run."""
     load = Load(scenario=scenario, loop=loop, probe=probe)
     return Run(lane=lane, load=load, round=round_, started=datetime.now(UTC), recording=recorded, **more)
 
 
 def resources(**changes: Any) -> ResourceUse:
-    """Of a server that uses half a core."""
+    """The use of a server that takes half a core."""
     content: dict[str, Any] = {
         "seconds": 1.0,
         "cpu_s": 0.5,
@@ -83,7 +92,7 @@ def resources(**changes: Any) -> ResourceUse:
 
 
 def result(**changes: Any) -> Result:
-    """fastapi and triton, which takes twice as long, alone and with four at once, in three rounds."""
+    """fastapi, and triton with twice its latency, at concurrency 1 and 4, in three rounds."""
     runs = []
     for name, factor in (("fastapi", 1.0), ("triton", 2.0)):
         for round_ in range(3):
@@ -101,7 +110,7 @@ def result(**changes: Any) -> Result:
         "generator_cores": (1,),
         "environment": describe_environment(),
         "calibration": None,
-        "lanes": (lane("fastapi"), lane("triton")),
+        "lanes": (parity("fastapi"), parity("triton")),
         "ceilings": (),
         "runs": tuple(runs),
     }
@@ -109,7 +118,7 @@ def result(**changes: Any) -> Result:
 
 
 def drive(scenario: Any, answer: Any, past: Any = ()) -> list[tuple[Load, Recording]]:
-    """What a scenario asks for, if each load is answered by `answer(load)`."""
+    """The loads of a scenario with their recordings, which `answer(load)` returns."""
     loads, done = scenario.loads(past), []
     try:
         load = next(loads)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.ceiling import Ceiling, CeilingSpec
-from loadtest.compare import compare
+from loadtest.analysis.compare import compare
+from loadtest.benchmark.result import Result, Run, write_result
 from loadtest.errors import ResultError
+from loadtest.lanes.ceiling import Ceiling, CeilingSpec
 from loadtest.load import ClosedLoop, Load
-from loadtest.result import Result, Run, write_result
-from tests.loadtest.lab import lane, recording, result
-from trident.console.measurement import compare_results
+from tests.loadtest.lab import parity, recording, result
+from trident.console.bench import compare_results
 
 ROUNDS, REQUESTS = 5, 700
 LANES = ("fastapi", "torchserve", "triton")
@@ -41,7 +41,7 @@ def benchmark(
         for round_ in range(ROUNDS)
     )
     return result(
-        lanes=tuple(lane(name) for name in LANES),
+        lanes=tuple(parity(name) for name in LANES),
         runs=tuple(runs),
         ceilings=known if ceilings else (),
         ceiling_specs=dict.fromkeys(LANES, SPEC) if ceilings else {},
@@ -83,7 +83,7 @@ def test_a_faster_lane_passes_and_a_small_difference_is_none() -> None:
 
 def test_a_lane_that_is_gone_or_wrong_does_not_pass() -> None:
     after = benchmark(1)
-    wrong = after.model_copy(update={"lanes": (*after.lanes[:2], lane("triton", "00.png: wrong"))})
+    wrong = after.model_copy(update={"lanes": (*after.lanes[:2], parity("triton", "00.png: wrong"))})
     compared = compare(benchmark(0), wrong)
     assert compared.missing == ("triton",)
     assert not compared.passed

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.containers import ContainerUse
 from loadtest.load import ClosedLoop
+from loadtest.machine.containers import ContainerUse
+from loadtest.machine.resources import InContainer, Meter, watching
 from loadtest.report import write_report
-from loadtest.resources import InContainer, Meter, watching
 from tests.loadtest.lab import recording, resources, result, run
 
 
@@ -102,8 +102,8 @@ def test_the_report_has_a_table_of_the_containers(tmp_path: Path) -> None:
     ]
     write_report(result(runs=tuple(runs)), tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()
-    assert "| fastapi | sweep, 4 at once | 2.50 | 1.25 of 1.5 | 200 of 3072 | 67% (40 of 60) | 3.00 |" in lines
-    assert "| triton | sweep, 4 at once | 2.50 | 1.25 | 200 | - | 0.00 |" in lines
+    assert "| fastapi | sweep, concurrency 4 | 2.50 | 1.25 of 1.5 | 200 of 3072 | 67% (40 of 60) | 3.00 |" in lines
+    assert "| triton | sweep, concurrency 4 | 2.50 | 1.25 | 200 | - | 0.00 |" in lines
     assert "Containers" in (tmp_path / "report.html").read_text()
     write_report(result(), tmp_path)
     assert "Containers" not in (tmp_path / "report.html").read_text()

@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bundle.postprocess import answer
 from bundle.store import Bundle
-from loadtest.benchmark import Lineup, run_benchmark
-from loadtest.calibration import calibrate
+from loadtest.benchmark.calibration import calibrate
+from loadtest.benchmark.result import Result
+from loadtest.benchmark.rounds import run_benchmark
 from loadtest.errors import GeneratorError
-from loadtest.gate import through_gate
 from loadtest.generator.arrivals import schedule
 from loadtest.generator.client import Generator
 from loadtest.generator.fake_server import Behaviour, fake_server
 from loadtest.generator.requests_log import Requests
 from loadtest.generator.spec import GeneratorSpec
+from loadtest.lanes.lane import Lane
+from loadtest.lanes.lineup import Lineup
+from loadtest.lanes.parity_gate import check_parity
 from loadtest.load import ClosedLoop, Load, Loop, OpenLoop, Phase, WarmUp
-from loadtest.result import Result
 from loadtest.settings import read_settings
-from loadtest.targets import Question, Target
-from serving.clients.fastapi import FastapiWire
-from tests.loadtest.lab import target
+from tests.loadtest.lab import lane
 
 NO_WARM_UP = WarmUp(min_s=0, max_s=0)
 
@@ -39,9 +40,9 @@ def generator() -> Iterator[Generator]:
         yield generator
 
 
-def spec(target: Target, loop: Loop, **more: Any) -> GeneratorSpec:
+def spec(sent_to: Lane, loop: Loop, **more: Any) -> GeneratorSpec:
     content = {"bundle": None, "timeout_s": 5, "warm_up": NO_WARM_UP} | more
-    return GeneratorSpec(target=target, load=Load(scenario="test", loop=loop), **content)
+    return GeneratorSpec(lane=sent_to, load=Load(scenario="test", loop=loop), **content)
 
 
 # --- arrivals
@@ -78,9 +79,7 @@ def test_connections_are_kept(digits: Bundle, generator: Generator) -> None:
     """As many as are at once, not one for each request; a server that says `Connection: close` gets a new one."""
     for keeps in (True, False):
         with keeping_server(keeps) as (url, connections):
-            measured = generator.run(
-                spec(target(url=url), ClosedLoop(concurrency=3, duration_s=0.5), bundle=digits.path)
-            )
+            measured = generator.run(spec(lane(url=url), ClosedLoop(concurrency=3, duration_s=0.5), bundle=digits.path))
         requests = measured.answered + measured.failed
         assert requests > 20
         assert len(connections) == 3 if keeps else len(connections) >= requests
@@ -124,7 +123,7 @@ def slow_server(digits: Bundle) -> Iterator[tuple[str, list[float]]]:
     """Answers every image rightly after 20 ms, but every tenth with 500. Notes when requests came. After every seventh
     it is about to close the connection: the next request on it is not answered.
     """
-    questions = {question.request.body: question for question in Question.all_of(digits, FastapiWire("digits", 1))}
+    examples = {example.data: example for example in digits.golden_examples()}
     came: list[float] = []
     numbers = itertools.count(1)
 
@@ -134,15 +133,14 @@ def slow_server(digits: Bundle) -> Iterator[tuple[str, list[float]]]:
         last = False
 
         def do_POST(self) -> None:
-            question = questions[self.rfile.read(int(self.headers["content-length"]))]
+            example = examples[self.rfile.read(int(self.headers["content-length"]))]
             if self.last:
                 self.close_connection = True
                 return
             came.append(time.monotonic())
             number = next(numbers)
             time.sleep(0.02)
-            entry = {"label": question.label, "class_id": question.class_id, "probability": question.probability}
-            body = json.dumps({"model": "digits", "version": 1, "predictions": [entry]}).encode()
+            body = json.dumps(answer(example.expected.probabilities, "digits", 1, digits.manifest.labels, 5)).encode()
             self.send_response(500 if number % 10 == 0 else 200)
             self.send_header("Server-Timing", "queue;dur=1, inference;dur=20")
             self.send_header("Transfer-Encoding", "chunked")
@@ -170,7 +168,7 @@ def test_it_measures_what_happens(
     """Chunked answers, connections that the server closes in between, errors: all of it is HTTP."""
     url, came = slow_server
     file = tmp_path / "rows.npz"
-    measured = generator.run(spec(target(url=url), loop, bundle=digits.path, requests_file=file))
+    measured = generator.run(spec(lane(url=url), loop, bundle=digits.path, requests_file=file))
     total = measured.answered + measured.failed
     assert measured.seconds == pytest.approx(1.5)
     assert 50 < total <= 3 * 1.6 / 0.02
@@ -190,7 +188,7 @@ def test_it_measures_what_happens(
 
 
 def test_nobody_listening_is_counted_as_errors(digits: Bundle, generator: Generator) -> None:
-    measured = generator.run(spec(target(), ClosedLoop(concurrency=1, duration_s=0.3), bundle=digits.path))
+    measured = generator.run(spec(lane(), ClosedLoop(concurrency=1, duration_s=0.3), bundle=digits.path))
     assert measured.answered == 0
     assert measured.failed > 0
     assert any("refused" in error for error in measured.errors)
@@ -198,14 +196,16 @@ def test_nobody_listening_is_counted_as_errors(digits: Bundle, generator: Genera
 
 def test_a_generator_that_fails_says_why(digits: Bundle) -> None:
     with Generator() as generator, pytest.raises(GeneratorError, match="no-bundle"):
-        generator.run(spec(target(), ClosedLoop(concurrency=1, duration_s=0.3), bundle=Path("no-bundle")))
+        generator.run(spec(lane(), ClosedLoop(concurrency=1, duration_s=0.3), bundle=Path("no-bundle")))
 
 
 def test_a_lane_with_wrong_answers_is_not_timed(
     slow_server: tuple[str, list[float]], other_weights: Bundle, digits: Bundle
 ) -> None:
     url, came = slow_server
-    measured = run_benchmark(Lineup((target(url=url),), digits), read_settings(rounds=1, duration_s=0.2, burn_in_s=0))
+    measured = run_benchmark(
+        Lineup((lane(url=url),), digits), read_settings(rounds=1, duration_s=0.2, initial_warmup_s=0)
+    )
     assert measured.runs == ()
     assert "classes instead of 10" in measured.lanes[0].faults[0]
     assert 0 < len(came) <= len(digits.golden_inputs())  # the gate, and nothing else
@@ -214,9 +214,15 @@ def test_a_lane_with_wrong_answers_is_not_timed(
 # --- against fake servers
 
 
-def alone(lanes: tuple[Target, ...], duration_s: float) -> Result:
+def alone(lanes: tuple[Lane, ...], duration_s: float) -> Result:
     """One round of single-stream, and nothing else."""
-    only: dict[str, Any] = {"rounds": 1, "warmup_s": 0.1, "warmup_max_s": 0.1, "calibration_s": 0, "burn_in_s": 0}
+    only: dict[str, Any] = {
+        "rounds": 1,
+        "warmup_s": 0.1,
+        "warmup_max_s": 0.1,
+        "calibration_s": 0,
+        "initial_warmup_s": 0,
+    }
     return run_benchmark(Lineup(lanes, None), read_settings(scenario=["single-stream"], duration_s=duration_s, **only))
 
 
@@ -262,20 +268,20 @@ def test_a_warm_up_ends_when_latency_is_stable(generator: Generator) -> None:
 
 def test_fast_but_wrong_is_refused_and_wrong_in_the_middle_invalidates() -> None:
     with fake_server(Behaviour(wrong_after=0)) as liar, fake_server(Behaviour(wrong_after=300)) as turncoat:
-        lanes = (liar.model_copy(update={"lane": "liar"}), turncoat.model_copy(update={"lane": "turncoat"}))
+        lanes = (liar.model_copy(update={"name": "liar"}), turncoat.model_copy(update={"name": "turncoat"}))
         measured = alone(lanes, 1.5)
     assert [bool(lane.faults) for lane in measured.lanes] == [True, False]
-    assert "wrong answer" in measured.lanes[0].faults[0]
+    assert "top-1 class 1, golden 0" in measured.lanes[0].faults[0]
     (run,) = measured.runs
     assert run.lane == "turncoat"
-    assert "answers were wrong" in run.fault
+    assert "answers were wrong" in str(run.invalid_reason)
     assert not measured.valid_runs
     assert not measured.sound
 
 
 def test_servers_that_are_not_under_load_are_seen_to_be_idle() -> None:
     with fake_server(Behaviour()) as one, fake_server(Behaviour()) as two:
-        lanes = (one.model_copy(update={"lane": "one"}), two.model_copy(update={"lane": "two"}))
+        lanes = (one.model_copy(update={"name": "one"}), two.model_copy(update={"name": "two"}))
         measured = alone(lanes, 0.6)
     for run in measured.runs:
         assert run.resources is not None
@@ -293,8 +299,8 @@ def test_calibration_says_what_the_generator_costs(generator: Generator) -> None
 
 def test_a_target_of_ones_own_goes_through_the_gate(slow_server: tuple[str, list[float]], digits: Bundle) -> None:
     url, _ = slow_server
-    mine = target("mine", url, dialect="image", server="another server", path="/anything")
-    lane = through_gate(mine, digits)
-    assert lane.golden_inputs == len(digits.golden_inputs())
-    assert all("HTTP 500" in fault for fault in lane.faults)  # every tenth; the others are right
-    assert 0 < len(lane.faults) < 4
+    mine = lane("mine", url, dialect="image", server="third party", path="/anything")
+    found = check_parity(mine, digits)
+    assert found.golden_inputs == len(digits.golden_inputs())
+    assert all("HTTP 500" in fault for fault in found.faults)  # every tenth; the others are right
+    assert 0 < len(found.faults) < 4

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.ceiling import Ceiling, CeilingSpec
+from loadtest.analysis.estimate import Estimate
+from loadtest.analysis.summary import headlines, load_summaries, milliseconds, slo_capacity, with_interval
+from loadtest.benchmark.result import latest_result, read_result, write_result
 from loadtest.errors import ResultError
 from loadtest.generator.recording import GeneratorHealth
+from loadtest.lanes.ceiling import Ceiling, CeilingSpec
 from loadtest.load import ClosedLoop, OpenLoop, Phase
 from loadtest.report import write_report
-from loadtest.result import latest_result, read_result, write_result
 from loadtest.scenarios import SingleStream, Slo, Sweep
 from loadtest.settings import BenchSettings
-from loadtest.statistics import Estimate
-from loadtest.summary import headlines, milliseconds, rows, slo_capacity, with_interval
-from tests.loadtest.lab import HEALTHY, lane, recording, resources, result, run
+from tests.loadtest.lab import HEALTHY, parity, recording, resources, result, run
 
 
 def test_a_result_is_read_as_written(tmp_path: Path) -> None:
@@ -35,13 +35,15 @@ def test_a_result_is_read_as_written(tmp_path: Path) -> None:
 
 
 def test_rows_join_the_rounds() -> None:
-    row = next(row for row in rows(result()) if (row.lane, row.load.loop.label) == ("triton", "4 at once"))
+    row = next(
+        row for row in load_summaries(result()) if (row.lane, row.load.loop.label) == ("triton", "concurrency 4")
+    )
     assert row.requests == 2100
     assert row.requests_per_s.value == pytest.approx(700, rel=0.02)  # the last answers come too late
     assert row.p50_s is not None
     assert row.p50_s.value == pytest.approx(0.011, rel=0.01)
     assert row.stages_s == pytest.approx({"decode": 0.0002, "inference": 0.0005})
-    assert row.missing_s == pytest.approx(row.mean_s - 0.0007)
+    assert row.rest_s == pytest.approx(row.mean_s - 0.0007)
     assert row.cpu_ms_per_request == pytest.approx(500 / 700)
 
 
@@ -61,26 +63,28 @@ def test_headlines() -> None:
 def test_invalid_runs_are_left_out_and_named() -> None:
     loop = ClosedLoop(concurrency=4, duration_s=1)
     busy = GeneratorHealth(cpu=0.99, lag_p50_ms=1, lag_p99_ms=5)
-    spoiled = run("fastapi", loop, 3, recording([9.0] * 700, health=busy))
-    row = next(row for row in rows(result(runs=(*result().runs, spoiled))) if row.load.loop == loop)
+    distorted = run("fastapi", loop, 3, recording([9.0] * 700, health=busy))
+    row = next(row for row in load_summaries(result(runs=(*result().runs, distorted))) if row.load.loop == loop)
     assert row.invalid == 1
     assert row.max_s < 1
     late = GeneratorHealth(cpu=0.5, lag_p50_ms=1, lag_p99_ms=5)
     steady = OpenLoop.steady(700, 1)
-    assert "5.0 ms late" in run("fastapi", steady, 0, recording([0.01] * 700, health=late)).fault
-    assert run("fastapi", steady, 0, recording([1.0] * 700, health=late)).fault == ""  # a twentieth of a percent
-    assert "1 of 701 answers were wrong" in run("fastapi", loop, 0, recording([0.01] * 700, wrong=1)).fault
+    assert "5.0 ms late" in str(run("fastapi", steady, 0, recording([0.01] * 700, health=late)).invalid_reason)
+    assert run("fastapi", steady, 0, recording([1.0] * 700, health=late)).invalid_reason is None
+    assert "1 of 701 answers were wrong" in str(
+        run("fastapi", loop, 0, recording([0.01] * 700, wrong=1)).invalid_reason
+    )
     disturbed = resources(idle_cores={"triton": 0.6}, other_cores=0.9)
     shared = run("fastapi", loop, 0, recording([0.01] * 700), resources=disturbed)
-    assert "triton used 0.60 cores" in shared.fault
-    assert "other processes of the machine used 0.9 cores" in shared.remark
+    assert "triton used 0.60 cores" in str(shared.invalid_reason)
+    assert "other processes of the machine used 0.9 cores" in str(shared.remark)
 
 
 def test_wrong_in_the_middle_makes_the_result_unsound() -> None:
     wrong = run("fastapi", ClosedLoop(concurrency=4, duration_s=1), 3, recording([0.01] * 700, wrong=3))
     assert result().sound
     assert not result(runs=(*result().runs, wrong)).sound
-    assert not result(lanes=(lane("fastapi", "00.png: wrong"),)).sound
+    assert not result(lanes=(parity("fastapi", "00.png: wrong"),)).sound
 
 
 def _searched() -> Any:
@@ -133,16 +137,16 @@ def test_the_report_is_one_file_that_needs_no_network(tmp_path: Path) -> None:
     assert "<script" not in html
     for text in (
         "digits:1: fastapi, triton",
-        "answered by fastapi in",
+        "Lowest median latency at concurrency 1: fastapi",
         "prefers-color-scheme: dark",
         "16 of 16",
         "p99 within 50 ms",
-        "The search for the highest rate",
+        "Search for the highest rate",
         "Spikes",
         "Soaks",
         "Where the time goes",
-        "What it costs",
-        "Latency against the offered rate",
+        "CPU and memory",
+        "Latency by offered rate",
     ):
         assert text in html, text
     markdown = (tmp_path / "report.md").read_text()
@@ -158,11 +162,11 @@ def test_the_report_is_one_file_that_needs_no_network(tmp_path: Path) -> None:
 def test_faults_are_shown(tmp_path: Path) -> None:
     busy = GeneratorHealth(cpu=0.99, lag_p50_ms=1, lag_p99_ms=5)
     lagging = run("fastapi", ClosedLoop(concurrency=4, duration_s=1), 0, recording([0.001], failed=3, health=busy))
-    wrong = lane("torchserve", "00.png: <b>wrong</b>")
+    wrong = parity("torchserve", "00.png: <b>wrong</b>")
     bad = result(lanes=(*result().lanes, wrong), runs=(*result().runs, lagging))
-    assert bad.faults == [
+    assert bad.problems == [
         "torchserve was not timed: 00.png: <b>wrong</b>",
-        "INVALID: fastapi, sweep, 4 at once, round 1: the generator was saturated: it used 99% of its core",
+        "INVALID: fastapi, sweep, concurrency 4, round 1: the generator was saturated: it used 99% of its core",
     ]
     html = write_report(bad, tmp_path).read_text()
     assert "FAILED" in html
@@ -176,7 +180,7 @@ def test_a_tie_is_called_a_tie_and_two_rounds_are_too_few(tmp_path: Path) -> Non
     twins = result(runs=(*(one for one in result().runs if one.lane == "fastapi"), *runs))
     assert "a tie" in write_report(twins, tmp_path).read_text()
     few = result(settings=BenchSettings(rounds=2), runs=tuple(one for one in result().runs if one.round < 2))
-    assert "too few to tell a difference from noise" in write_report(few, tmp_path).read_text()
+    assert "too few to distinguish a difference from noise" in write_report(few, tmp_path).read_text()
 
 
 def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:

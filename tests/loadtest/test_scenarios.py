@@ -6,24 +6,24 @@ from typing import Any
 
 import pytest
 
-from loadtest.benchmark import steps
+from loadtest.benchmark.rounds import steps
 from loadtest.errors import LoadtestError
 from loadtest.generator.recording import GeneratorHealth, Recording
 from loadtest.load import Load, OpenLoop, Phase
-from loadtest.scenarios import Past, Server, SingleStream, Slo, Spike, Sweep
+from loadtest.scenarios import PastLoad, ServerScenario, SingleStream, Slo, Spike, Sweep
 from loadtest.scenarios.spike import recovery_s
 from loadtest.settings import BenchSettings, read_settings
-from tests.loadtest.lab import drive, recording, server_with, target
+from tests.loadtest.lab import drive, lane, recording, server_with
 
 
 def test_lanes_are_interleaved_in_an_order_that_the_seed_gives() -> None:
-    targets = [target("fastapi"), target("torchserve"), target("triton")]
+    lanes = [lane("fastapi"), lane("torchserve"), lane("triton")]
 
     def plan(seed: int) -> list[tuple[str, Load]]:
         shuffled, found = random.Random(seed), []
         for _ in range(6):
-            for one, load, tell in steps(Sweep(concurrency=(2, 4)), targets, {}, shuffled):
-                found.append((one.lane, load))
+            for one, load, tell in steps(Sweep(concurrency=(2, 4)), lanes, {}, shuffled):
+                found.append((one.name, load))
                 tell(recording([0.001]))
         return found
 
@@ -46,7 +46,7 @@ def test_slo_finds_the_highest_rate() -> None:
     for load, _ in done[1:]:
         assert isinstance(load.loop, OpenLoop)
         assert load.loop.rate * load.loop.duration_s >= 662 or load.loop.duration_s >= slo.duration_s
-    later = drive(slo, server_with(400), [Past(*entry) for entry in done])
+    later = drive(slo, server_with(400), [PastLoad(*entry) for entry in done])
     assert not any(load.probe for load, _ in later)
     assert slo.bracket(later)[0] == pytest.approx(400 * 0.70, rel=0.06)
 
@@ -91,12 +91,12 @@ def test_slo_ends_at_a_wrong_answer() -> None:
 
 
 def test_server_takes_its_shares_of_the_first_rounds_capacity_in_every_round() -> None:
-    first = drive(Server(shares=(0.5, 0.9)), server_with(200))
+    first = drive(ServerScenario(shares=(0.5, 0.9)), server_with(200))
     assert first[0][0].probe
     assert [getattr(load.loop, "rate", 0) for load, _ in first[1:]] == pytest.approx([100, 180], rel=0.02)
-    second = drive(Server(shares=(0.5, 0.9)), server_with(300), [Past(*entry) for entry in first])
+    second = drive(ServerScenario(shares=(0.5, 0.9)), server_with(300), [PastLoad(*entry) for entry in first])
     assert [load for load, _ in second] == [load for load, _ in first[1:]]
-    assert [load.loop.label for load, _ in drive(Server(rates=(7, 9)), server_with(1))] == ["7/s", "9/s"]
+    assert [load.loop.label for load, _ in drive(ServerScenario(rates=(7, 9)), server_with(1))] == ["7/s", "9/s"]
 
 
 def test_recovery_is_counted_from_the_end_of_the_spike() -> None:
@@ -119,7 +119,7 @@ def test_flags_go_to_the_scenarios_that_have_them() -> None:
     settings = read_settings(
         scenario=["single-stream", "server"], rates=["50", "100"], duration_s=2, warmup_s=0.5, rounds=None
     )
-    assert settings.scenarios == (SingleStream(duration_s=2), Server(rates=(50, 100), duration_s=2))
+    assert settings.scenarios == (SingleStream(duration_s=2), ServerScenario(rates=(50, 100), duration_s=2))
     assert settings.warm_up.min_s == 0.5
     assert settings.rounds == 3
 
@@ -135,7 +135,7 @@ def test_a_file_is_a_benchmark_and_flags_win(tmp_path: Path) -> None:
     with pytest.raises(LoadtestError, match=r"bench\.toml: rounds"):
         read_settings(file)
     file.write_text("rounds = = 0")
-    with pytest.raises(LoadtestError, match="no benchmark file"):
+    with pytest.raises(LoadtestError, match="not a benchmark file"):
         read_settings(file)
 
 
@@ -145,7 +145,7 @@ def test_a_file_is_a_benchmark_and_flags_win(tmp_path: Path) -> None:
         ({"rounds": 0}, "--rounds"),
         ({"scenario": ["marathon"]}, "--scenario"),
         ({"concurrency": ["2", "x"]}, "--concurrency"),
-        ({"rates": [5]}, "server, which was not asked for"),
+        ({"rates": [5]}, "server, which is not selected"),
         ({"duration_s": -1}, "--duration-s"),
     ],
 )

@@ -7,7 +7,8 @@ import pytest
 
 from loadtest.cores import split_cores
 from loadtest.generator.client import Generator
-from loadtest.truth.against_wrk import parse_wrk, take_turns, wrk_is_here
+from loadtest.generator.wrk import parse_wrk, wrk_is_installed
+from loadtest.truth.against_wrk import take_turns
 from loadtest.truth.measure import BusyMachineError, measure_queue, measure_stall
 from loadtest.truth.queueing import Service, mean_wait, wait_percentile, waits
 
@@ -92,7 +93,7 @@ def _once_in_three(check: Callable[[], None]) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not wrk_is_here(), reason="wrk is not installed (apt install wrk)")
+@pytest.mark.skipif(not wrk_is_installed(), reason="wrk is not installed (apt install wrk)")
 def test_the_generator_agrees_with_wrk() -> None:
     """p50 of a lone request within 0.1 ms."""
     seen = take_turns(1, 5, 1.0, *split_cores())

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from bundle.store import Bundle
-from loadtest.benchmark import Lineup
+from loadtest.analysis.summary import slo_capacity
+from loadtest.benchmark.result import Result, read_result
 from loadtest.errors import TargetError
-from loadtest.gate import Lane
 from loadtest.generator.recording import GeneratorHealth, Recording
+from loadtest.lanes.lineup import Lineup
+from loadtest.lanes.parity_gate import LaneParity
 from loadtest.load import Load
-from loadtest.result import Result, read_result
 from loadtest.scenarios import Slo
 from loadtest.settings import BenchSettings
-from loadtest.summary import slo_capacity
 from loadtest.tune import OpenLane, Screened, candidates, tune, write_tuned
-from tests.loadtest.lab import drive, recording, result, run, server_with, target
+from tests.loadtest.lab import drive, lane, recording, result, run, server_with
 from tests.workplace import processes_of, trident
 
 DEFAULT = {"workers": 1, "threads": 4, "max_batch_size": 8, "queue_delay_ms": 0.0}
@@ -62,7 +62,7 @@ def simulated_benchmark(lineup: Lineup, settings: BenchSettings, folder: Path | 
             noise = random.Random(f"{name} {round_}").uniform(0.95, 1.05)
             done = drive(SLO, partial(simulated_server, serving, noise))
             runs += [run(name, load.loop, round_, recorded, "slo", probe=load.probe) for load, recorded in done]
-    lanes = tuple(Lane(target=one, golden_inputs=16, max_abs_difference=0, faults=()) for one in lineup.targets)
+    lanes = tuple(LaneParity(lane=one, golden_inputs=16, max_abs_difference=0, faults=()) for one in lineup.lanes)
     return result(lanes=lanes, runs=tuple(runs), settings=settings, serving=lineup.serving)
 
 
@@ -75,7 +75,7 @@ def simulated_lane(default: dict[str, Any]) -> tuple[OpenLane, list[int]]:
         started.append(number)
         if changes.get("capacity") == 0:
             raise TargetError("it does not start")
-        yield Lineup((target(),), None, {"fastapi": default | changes})
+        yield Lineup((lane(),), None, {"fastapi": default | changes})
 
     return open_lane, started
 
@@ -108,9 +108,9 @@ def test_a_candidate_that_fails_costs_only_itself(monkeypatch: pytest.MonkeyPatc
     tried = [{"capacity": 0}, {"capacity": 300, "late": 1}, {"capacity": 400}, {"capacity": 300, "dead": 1}]
     found = tune(open_lane, tried, SETTINGS, tmp_path, lambda _: None)
     assert [bool(one.requests_per_s) for one in found.screened] == [False, False, True, False]
-    assert found.screened[0].why_none == "it does not start"
-    assert "INVALID: capacity 300 late 1" in found.screened[1].why_none
-    assert found.screened[3].why_none == "no rate kept the objective"
+    assert found.screened[0].failure == "it does not start"
+    assert "INVALID: capacity 300 late 1" in str(found.screened[1].failure)
+    assert found.screened[3].failure == "no rate met the objective"
     assert found.changes == {"capacity": 400}
 
 
@@ -125,7 +125,7 @@ def test_a_default_without_a_rate(
     open_lane, _ = simulated_lane(default)
     fine, slow = {"slow": 0, "late": 0}, {"slow": 1, "late": 0}
     found = tune(open_lane, [fine, slow], SETTINGS, tmp_path, lambda _: None)
-    assert found.screened[1].why_none == "no rate kept the objective"
+    assert found.screened[1].failure == "no rate met the objective"
     assert found.changes == (fine if wins else {})
 
 

@@ -74,7 +74,7 @@ def test_a_second_run_reuses_what_is_there(folder: Path) -> None:
     done = trident("demo", cwd=folder, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "reusing bundle digits:1" in done.stdout
-    table = done.stdout[done.stdout.index("latency of a lone request") :]
+    table = done.stdout[done.stdout.index("latency at concurrency 1") :]
     for server in ("fastapi", "torchserve", "triton"):
         assert re.search(rf"{server} +16 of 16 +[\d.]+ +[\d.]+ +(?:[\d.]+|too few) +\d+ \(at \d+\) +0", table), table
     (path,) = re.findall(r"report: (\S+\.html)", done.stdout)
