@@ -105,8 +105,9 @@ def test_resume_in_the_middle_of_an_epoch(
 
 
 @pytest.mark.integration
-def test_killed_with_signal_9_at_any_moment(tmp_path: Path) -> None:
+def test_killed_with_signal_9_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kill the run twice, the second time after more checkpoints."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as fast for a small model, and much faster if the cores are busy
     trident("train", *FLAGS, "--run-dir", "uninterrupted", cwd=tmp_path, check=True)
     command = [sys.executable, "-m", "trident", "train", *FLAGS, "--run-dir", str(tmp_path / "run"), "--resume"]
     kills = 0
