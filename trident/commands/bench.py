@@ -13,7 +13,7 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel="Measurement")
 def bench(
-    servers: Annotated[str | None, typer.Option(help=f"{SERVERS_HELP}  [default: all]")] = None,
+    servers: Annotated[str | None, typer.Option(help=f"{SERVERS_HELP}  \\[default: all]")] = None,
     model: ModelOption = None,
     url: UrlOption = None,
     target: Annotated[
@@ -29,36 +29,36 @@ def bench(
     protocol: Annotated[str, typer.Option(help="http, grpc (comma-separated).")] = "http",
     send: Annotated[str, typer.Option(help="image, tensor (decoded by the client; comma-separated).")] = "image",
     lanes: Annotated[
-        str, typer.Option(help="Only these lanes, by their names in the report (fastapi,triton grpc).  [default: all]")
+        str, typer.Option(help="Only these lanes, by their names in the report (fastapi,triton grpc).  \\[default: all]")
     ] = "",
     scenario: Annotated[
         list[str] | None,
         typer.Option(
-            help="single-stream, sweep, server, slo, offline, spike, soak (repeatable).  [default: single-stream, sweep]"
+            help="single-stream, sweep, server, slo, offline, spike, soak (repeatable).  \\[default: single-stream, sweep]"
         ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Settings as TOML; flags override them. See docs/benchmarking.md.")
     ] = None,
-    concurrency: Annotated[str | None, typer.Option(help="sweep: the concurrencies.  [default: 2,4,8,16]")] = None,
-    rates: Annotated[str | None, typer.Option(help="server: requests/s.  [default: shares of the capacity]")] = None,
-    slo_ms: Annotated[float | None, typer.Option(help="slo: the objective, p99 in ms.  [default: 50]")] = None,
-    soak_s: Annotated[float | None, typer.Option(help="soak: length.  [default: 60]")] = None,
-    duration_s: Annotated[float | None, typer.Option(help="Measured seconds per run.  [default: 5, slo: 3]")] = None,
+    concurrency: Annotated[str | None, typer.Option(help="sweep: the concurrencies.  \\[default: 2,4,8,16]")] = None,
+    rates: Annotated[str | None, typer.Option(help="server: requests/s.  \\[default: shares of the capacity]")] = None,
+    slo_ms: Annotated[float | None, typer.Option(help="slo: the objective, p99 in ms.  \\[default: 50]")] = None,
+    soak_s: Annotated[float | None, typer.Option(help="soak: length.  \\[default: 60]")] = None,
+    duration_s: Annotated[float | None, typer.Option(help="Measured seconds per run.  \\[default: 5, slo: 3]")] = None,
     initial_warmup_s: Annotated[
-        float | None, typer.Option(help="Load on every lane before the first round.  [default: 3]")
+        float | None, typer.Option(help="Load on every lane before the first round.  \\[default: 3]")
     ] = None,
-    warmup_s: Annotated[float | None, typer.Option(help="Shortest warm-up of a run.  [default: 1]")] = None,
+    warmup_s: Annotated[float | None, typer.Option(help="Shortest warm-up of a run.  \\[default: 1]")] = None,
     warmup_max_s: Annotated[
-        float | None, typer.Option(help="Longest warm-up of a run; it ends when latency is stable.  [default: 5]")
+        float | None, typer.Option(help="Longest warm-up of a run; it ends when latency is stable.  \\[default: 5]")
     ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Repetitions, each in a new random order.  [default: 3]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the order and of the arrivals.  [default: 0]")] = None,
-    processes: Annotated[int | None, typer.Option(help="Generator processes.  [default: 1]")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Repetitions, each in a new random order.  \\[default: 3]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the order and of the arrivals.  \\[default: 0]")] = None,
+    processes: Annotated[int | None, typer.Option(help="Generator processes.  \\[default: 1]")] = None,
     price_per_hour: Annotated[
         float | None, typer.Option(help="Price of the machine; adds the cost per million requests.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the result.  [default: a new one]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result.  \\[default: a new one]")] = None,
 ) -> None:
     """Measure latency and throughput, and write a report.
 
@@ -109,7 +109,7 @@ def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="A result's folder or file.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="Another result with the same lanes and loads.")],
     tolerance: Annotated[float, typer.Option(min=0, help="Ignore smaller differences, even if significant.")] = 0.03,
-    out: Annotated[Path | None, typer.Option(help="The HTML.  [default: comparison.html beside B]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML.  \\[default: comparison.html beside B]")] = None,
 ) -> None:
     """Compare two results. Exit code 1 if a lane is significantly slower in B, or missing."""
     from trident.console.bench import compare_results
