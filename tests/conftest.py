@@ -1,4 +1,4 @@
-"""Bundles that many tests share: made once per run, by the real training and export."""
+"""What many tests share: bundles from the real training and export, made once per run, and one stack of real servers."""
 
 import os
 import signal
@@ -8,56 +8,84 @@ from pathlib import Path
 
 import pytest
 
-from bundle.store import Bundle
+from bundle.store import Bundle, read_bundle
 from serving.settings import ServingSettings
+from serving.stack.state import StackState
+from tests.once import made_once
+from tests.workplace import bundle_as, leftovers_of, now, processes_of, trident
 
 Run = Callable[..., tuple[int, str]]
 
 
 def pytest_configure() -> None:
-    """A shell starts what it puts into the background deaf to Ctrl-C, and so would be all that the tests interrupt."""
+    """Give the tests an environment that does not depend on the caller's."""
+    # A shell starts background jobs with SIGINT ignored, and so would be all that the tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in [name for name in os.environ if name.startswith("TRIDENT_")]:
+        del os.environ[name]
+    os.environ["COLUMNS"] = "300"  # tables are not cut
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TRIDENT_* variables of whoever runs the tests do not count."""
-    for name in os.environ:
-        if name.startswith("TRIDENT_"):
-            monkeypatch.delenv(name)
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the shared stack after all others, so that it runs only for them; those that break it come last."""
+
+    def position(item: pytest.Item) -> int:
+        destructive = item.get_closest_marker("destructive")
+        if destructive is not None:
+            return 3 if destructive.kwargs.get("last") else 2
+        return int("stack" in getattr(item, "fixturenames", ()))
+
+    items.sort(key=position)
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digits model after one epoch."""
-    from tests.training.training_runs import train_digits
 
-    return train_digits(tmp_path_factory.mktemp("run"), epochs=1).checkpoint
+    def train(folder: Path) -> None:
+        from tests.training.training_runs import train_digits
 
+        train_digits(folder, epochs=1)
 
-@pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root folder of the bundles."""
-    return tmp_path_factory.mktemp("bundles")
+    return made_once("checkpoint", train, tmp_path_factory) / "best.pt"
 
 
 @pytest.fixture(scope="session")
-def digits(checkpoint: Path, bundles: Path) -> Bundle:
+def digits(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """`digits:1`."""
-    from training.export import export_checkpoint
-
-    return export_checkpoint(checkpoint, bundles, log=lambda _: None)
+    return _exported("bundles", lambda _: checkpoint, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def other_weights(digits: Bundle, bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle named `digits:1` like the other, with other weights."""
-    from tests.training.training_runs import train_digits
-    from training.export import export_checkpoint
+def bundles(digits: Bundle) -> Path:
+    """The root folder of the bundles."""
+    return digits.path.parents[1]
 
-    run = train_digits(tmp_path_factory.mktemp("run"), epochs=1, seed=1)
-    return export_checkpoint(run.checkpoint, tmp_path_factory.mktemp("other-bundles"), log=lambda _: None)
+
+@pytest.fixture(scope="session")
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle named `digits:1` like the other, with other weights."""
+
+    def train(folder: Path) -> Path:
+        from tests.training.training_runs import train_digits
+
+        return train_digits(folder, epochs=1, seed=1).checkpoint
+
+    return _exported("other-bundles", train, tmp_path_factory)
+
+
+def _exported(name: str, checkpoint_in: Callable[[Path], Path], factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of a checkpoint that is made, if need be, in a folder that does not last."""
+
+    def export(folder: Path) -> None:
+        from training.export import export_checkpoint
+
+        export_checkpoint(checkpoint_in(factory.mktemp("run")), folder, log=lambda _: None)
+
+    (manifest,) = made_once(name, export, factory).glob("*/*/manifest.json")
+    return read_bundle(manifest.parent)
 
 
 @pytest.fixture
@@ -66,16 +94,41 @@ def settings(digits: Bundle, bundles: Path) -> ServingSettings:
     return ServingSettings(bundles=bundles, models=("digits:1",), workers=1, threads=1)
 
 
+@pytest.fixture(scope="session")
+def workplace(digits: Bundle, other_weights: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working folder of the shared stack: with `digits:1`, and `digits:2` with other weights."""
+    folder = tmp_path_factory.mktemp("stack")
+    for version, bundle in ((1, digits), (2, other_weights)):
+        bundle_as(version, bundle, folder / "artifacts" / "bundles")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(workplace: Path) -> Iterator[StackState]:
+    """The three real servers with `digits:1`, started and stopped by the command line, for all tests that leave them as
+    they are or restore them.
+    """
+    # Settings that differ from the defaults, so that it shows whether a server took them.
+    changed = {"TRIDENT_THREADS": "1", "TRIDENT_REQUEST_TIMEOUT_S": "9", "TRIDENT_MAX_BODY_BYTES": "9000000"}
+    changed |= {"TRIDENT_QUEUE_SIZE": "255", "TRIDENT_MAX_IMAGE_PIXELS": "20000000"}
+    flags = ("--model", "digits:1", "--max-batch-size", "4", "--queue-delay-ms", "1.5")
+    trident("up", "--free-ports", *flags, cwd=workplace, check=True, env=changed)
+    yield now(workplace)
+    trident("down", cwd=workplace, check=True)
+    assert processes_of(workplace) == []
+    assert leftovers_of(workplace) == []
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
-    """Run a command in this process, in an empty folder: its exit code, and all that it said."""
+    """Run a command in this process, in an empty folder: its exit code, and all that it printed."""
     from trident import app as front_door
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
     handler = signal.getsignal(signal.SIGTERM)
 
-    def run(*arguments: str) -> tuple[int, str]:
+    def run(*arguments: str, cwd: Path = tmp_path) -> tuple[int, str]:
+        monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["trident", *arguments])
         with pytest.raises(SystemExit) as ended:
             front_door.main()

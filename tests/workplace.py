@@ -1,6 +1,8 @@
 """A folder in which `trident` is run as its user runs it, and what it may leave behind (nothing)."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from bundle.store import Bundle, read_bundle
 from serving.clients.endpoint import SERVERS
 from serving.scratch import scratch_name
 from serving.stack.control import current_stack
@@ -21,14 +24,22 @@ TRIDENT = Path(sys.executable).with_name("trident")
 def trident(
     *arguments: str, cwd: Path, timeout: float = 180, check: bool = False, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with a wide terminal so that tables are not cut."""
-    environment = os.environ | {"COLUMNS": "300", **(env or {})}
+    """Run a command to its end."""
+    environment = os.environ | dict(env or {})
     done = subprocess.run(
         [TRIDENT, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
     )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def bundle_as(version: int, bundle: Bundle, root: Path) -> Bundle:
+    """A copy of a bundle under another version number."""
+    copy = Path(shutil.copytree(bundle.path, root / bundle.manifest.model / str(version)))
+    manifest = json.loads((copy / "manifest.json").read_text()) | {"version": version}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return read_bundle(copy)
 
 
 def now(folder: Path) -> StackState:
