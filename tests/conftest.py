@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from bundle.store import Bundle, read_bundle
+from serving.clients.endpoint import SERVERS
 from serving.settings import ServingSettings
+from serving.stack.control import start_stack, stop_stack
 from serving.stack.state import StackState
 from tests.once import made_once
-from tests.workplace import bundle_as, leftovers_of, now, processes_of, trident
-
-Run = Callable[..., tuple[int, str]]
+from tests.workplace import Run, bundle_as, leftovers_of, processes_of
 
 
 def pytest_configure() -> None:
@@ -105,16 +105,22 @@ def workplace(digits: Bundle, other_weights: Bundle, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="session")
 def stack(workplace: Path) -> Iterator[StackState]:
-    """The three real servers with `digits:1`, started and stopped by the command line, for all tests that leave them as
-    they are or restore them.
-    """
-    # Settings that differ from the defaults, so that it shows whether a server took them.
-    changed = {"TRIDENT_THREADS": "1", "TRIDENT_REQUEST_TIMEOUT_S": "9", "TRIDENT_MAX_BODY_BYTES": "9000000"}
-    changed |= {"TRIDENT_QUEUE_SIZE": "255", "TRIDENT_MAX_IMAGE_PIXELS": "20000000"}
-    flags = ("--model", "digits:1", "--max-batch-size", "4", "--queue-delay-ms", "1.5")
-    trident("up", "--free-ports", *flags, cwd=workplace, check=True, env=changed)
-    yield now(workplace)
-    trident("down", cwd=workplace, check=True)
+    """The three real servers with `digits:1`, for all tests that leave them as they are or repair them."""
+    # Values that differ from the defaults, so that it shows whether a server took them.
+    settings = ServingSettings(
+        bundles=workplace / "artifacts" / "bundles",
+        models=("digits:1",),
+        threads=1,
+        max_batch_size=4,
+        queue_delay_ms=1.5,
+        queue_size=255,
+        request_timeout_s=9,
+        max_body_bytes=9_000_000,
+        max_image_pixels=20_000_000,
+    )
+    folder = workplace / "artifacts" / "stack"
+    yield start_stack(settings, SERVERS, folder, choose_ports=True)
+    stop_stack(folder)
     assert processes_of(workplace) == []
     assert leftovers_of(workplace) == []
 

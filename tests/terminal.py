@@ -12,11 +12,25 @@ from serving.stack.state import StackState
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def documented_curls(document: str, image: str) -> list[str]:
-    """The calls of curl in a document's console blocks: those that send `image`, or nothing."""
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("curl ") and (f"@{image}" in line or "@" not in line)]
+def documented_curls() -> list[str]:
+    """The calls of curl in the documentation's console blocks that can be typed as they stand in a folder with an
+    `image.png`: those to a server of the local stack that send that image, or nothing.
+    """
+    found = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
+            lines = re.sub(r"\\\n\s*", "", block).splitlines()
+            found += [line.partition(" #")[0].strip() for line in lines if line.startswith("curl ")]
+    ports = "|".join(str(port) for port in Ports().model_dump().values())
+    local = re.compile(rf"http://127\.0\.0\.1:({ports})/")
+    sent = [command.partition("@")[2].partition(" ")[0] for command in found]
+    return list(
+        dict.fromkeys(
+            command
+            for command, file in zip(found, sent, strict=True)
+            if local.search(command) and file in ("", "image.png") and "..." not in command
+        )
+    )
 
 
 def typed(command: str, state: StackState, folder: Path) -> tuple[int, str]:

@@ -8,7 +8,7 @@ Result = TypeVar("Result")
 
 
 def wait_until(
-    condition: Callable[[], Result],
+    condition: Callable[[], Result | None],
     timeout_s: float = 60.0,
     *,
     pause_s: float = 0.02,

@@ -6,19 +6,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 
 from bundle.store import Bundle, read_bundle
-from serving.clients.endpoint import SERVERS
+from serving.clients.endpoint import SERVERS, Endpoint, ServerName
 from serving.scratch import scratch_name
 from serving.stack.control import current_stack
-from serving.stack.state import StackState
+from serving.stack.state import ServerState, StackState
 from serving.triton_server.control import ADMIN_HEADER
+from tests.waiting import wait_until
 
 TRIDENT = Path(sys.executable).with_name("trident")
+
+# The fixture `run`: a command in this process, in the folder `cwd`; its exit code, and all that it printed.
+Run = Callable[..., tuple[int, str]]
 
 
 def trident(
@@ -47,6 +51,26 @@ def now(folder: Path) -> StackState:
     state = current_stack(folder / "artifacts" / "stack")
     assert state is not None
     return state
+
+
+def endpoint_of(state: StackState, server: ServerName) -> Endpoint:
+    """Where a server of a running stack answers."""
+    endpoint = state.servers[server].endpoint
+    assert endpoint is not None
+    return endpoint
+
+
+def until_ready(
+    folder: Path, server: ServerName, also: Callable[[ServerState], bool] = lambda _: True, timeout_s: float = 120
+) -> ServerState:
+    """Wait until a server of the stack is ready and `also` holds; its state then."""
+
+    def state() -> ServerState:
+        return now(folder).servers[server]
+
+    return wait_until(
+        lambda: found if (found := state()).phase == "ready" and also(found) else None, timeout_s, shown=state
+    )
 
 
 def triton_admin(pid: int) -> dict[str, str]:

@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bundle.store import Bundle
-from tests.workplace import trident
+from tests.workplace import Run, trident
 
 COMMANDS = [
     "train",
@@ -31,9 +30,6 @@ COMMANDS = [
     "tune",
     "demo",
 ]
-
-
-Run = Callable[..., tuple[int, str]]
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -93,26 +89,23 @@ def test_down_when_nothing_runs_is_fine(run: Run) -> None:
     assert run("down") == (0, "no stack is running\n")
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("arguments", [["train", "--model", "resnet1800"], ["import", "resnet1800"]])
-def test_an_unknown_model_is_answered_with_the_known_ones(arguments: list[str], tmp_path: Path) -> None:
-    done = trident(*arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "mobilenet_v3_small" in done.stdout + done.stderr
+def test_an_unknown_model_is_answered_with_the_known_ones(arguments: list[str], run: Run) -> None:
+    code, shown = run(*arguments)
+    assert code == 1
+    assert "mobilenet_v3_small" in shown
 
 
-@pytest.mark.integration
-def test_train_then_export_then_list(tmp_path: Path) -> None:
-    done = trident("train", "--epochs", "1", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "test accuracy" in done.stdout
+def test_train_then_export_then_list(tmp_path: Path, run: Run) -> None:
+    code, shown = run("train", "--epochs", "1")
+    assert code == 0, shown
+    assert "test accuracy" in shown
     (checkpoint,) = tmp_path.glob("artifacts/runs/digits/*/best.pt")
     assert json.loads((checkpoint.parent / "settings.json").read_text())["epochs"] == 1
-    done = trident("export", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "digits:1" in done.stdout
-    listed = trident("bundles", cwd=tmp_path)
-    assert "digits:1" in listed.stdout
+    code, shown = run("export")
+    assert code == 0, shown
+    assert "digits:1" in shown
+    assert "digits:1" in run("bundles")[1]
 
 
 def test_bundles(digits: Bundle, run: Run) -> None:

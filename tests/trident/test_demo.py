@@ -1,19 +1,24 @@
-"""`make demo` as a newcomer meets it: interrupted at any moment, and run a second time."""
+"""`trident demo` as a newcomer meets it: interrupted at any moment, and run a second time."""
 
+import importlib
 import os
 import re
 import shutil
 import signal
 import subprocess
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bundle.store import Bundle
-from tests.workplace import TRIDENT, leftovers, processes_of, trident
+from tests.waiting import wait_until
+from tests.workplace import TRIDENT, Run, leftovers, processes_of, trident
 
-pytestmark = pytest.mark.integration
+slow = pytest.mark.slow
 
 
 @pytest.fixture
@@ -23,9 +28,52 @@ def folder(digits: Bundle, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("moment", ["reusing", "starting a stack", "ready", "golden answers again", "requests/s"])
-@pytest.mark.parametrize("number", [signal.SIGINT])
-def test_ctrl_c_leaves_nothing(folder: Path, moment: str, number: int) -> None:
+@pytest.mark.parametrize("moment", ["find_bundle", "starting", "verify_servers", "bench_run"])
+def test_ctrl_c_during_a_step_ends_the_demo_and_stops_the_servers(
+    moment: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps are fakes; those before the interrupted one succeed."""
+    steps = {
+        "find_bundle": "bundle.store",
+        "verify_servers": "trident.console.servers",
+        "bench_run": "trident.console.measurement",
+    }
+    for module in (*steps.values(), "trident.console.training"):  # so that none of them imports a fake
+        importlib.import_module(module)
+    seen: list[str] = []
+
+    def step(name: str, *_: object) -> SimpleNamespace:
+        seen.append(name)
+        if name == moment:
+            raise KeyboardInterrupt
+        return SimpleNamespace(name="digits:1", path=folder, sound=True, targets=[])
+
+    @contextmanager
+    def measurable(*_: object) -> Iterator[SimpleNamespace]:
+        measured = step("starting")
+        try:
+            yield measured
+        finally:
+            seen.append("stopped")
+
+    monkeypatch.setattr("trident.commands.measurement.measurable", measurable)
+    for name, module in steps.items():
+        monkeypatch.setattr(f"{module}.{name}", partial(step, name))
+    code, _ = run("demo", cwd=folder)
+    assert code == 130
+    assert seen[-1] == ("stopped" if moment in ("verify_servers", "bench_run") else moment)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "starting a stack",
+        "requests/s",
+        *(pytest.param(moment, marks=slow) for moment in ("reusing", "ready", "golden answers again")),
+    ],
+)
+def test_ctrl_c_leaves_nothing(folder: Path, moment: str) -> None:
     """As a terminal does it: the signal goes to the whole foreground group, and again, because people press twice."""
     before = leftovers()
     with subprocess.Popen(
@@ -36,41 +84,45 @@ def test_ctrl_c_leaves_nothing(folder: Path, moment: str, number: int) -> None:
         text=True,
         start_new_session=True,
     ) as process:
-        assert process.stdout is not None
-        seen = ""
-        while moment not in seen:
-            line = process.stdout.readline()
-            assert line, seen
-            seen += line
-        os.killpg(process.pid, number)
-        time.sleep(0.3)
-        if process.poll() is None:
-            os.killpg(process.pid, number)
+        read_until(moment, process)
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(0.3)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode not in (0, None)
-    deadline = time.monotonic() + 30  # after a second Ctrl-C the supervisor finishes alone
-    while processes_of(folder):
-        assert time.monotonic() < deadline, processes_of(folder)
-        time.sleep(0.2)
+    ended(folder)  # after a second Ctrl-C the supervisor finishes alone
     assert leftovers() <= before
 
 
-def test_kill_9_leaves_nothing(folder: Path) -> None:
+@pytest.mark.integration
+@slow
+def test_kill_9_of_the_demo_leaves_nothing(folder: Path) -> None:
     before = leftovers()
     with subprocess.Popen([TRIDENT, "demo"], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while "golden answers again" not in process.stdout.readline():
-            assert process.poll() is None
+        read_until("golden answers again", process)
         process.kill()
         process.communicate(timeout=60)
-    deadline = time.monotonic() + 60
-    while processes_of(folder):
-        assert time.monotonic() < deadline, processes_of(folder)
-        time.sleep(0.2)
+    ended(folder)
     assert leftovers() <= before
 
 
-def test_a_second_run_reuses_what_is_there(folder: Path) -> None:
+def read_until(moment: str, process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    seen = ""
+    while moment not in seen:
+        line = process.stdout.readline()
+        assert line, seen
+        seen += line
+
+
+def ended(folder: Path) -> None:
+    wait_until(lambda: not processes_of(folder), pause_s=0.2, shown=lambda: processes_of(folder))
+
+
+@pytest.mark.integration
+def test_a_second_run_reuses_the_bundle(folder: Path) -> None:
     done = trident("demo", cwd=folder, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "reusing bundle digits:1" in done.stdout
