@@ -10,6 +10,9 @@ RUNTIME     ?= cpu
 # `uv` installs in seconds; `pip` is for machines whose package index is configured for pip alone.
 INSTALLER   ?= uv
 ARGS        ?=
+# How many processes run the fast tests; those marked `serial` run alone afterwards.
+JOBS        ?= 2
+FAST        := not integration and not slow and not docker and not gpu
 
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
@@ -37,13 +40,22 @@ demo: setup  ## train, export, deploy to three servers, verify, load-test, repor
 	@$(BIN)/trident demo $(ARGS)
 
 test: setup  ## the tests that need no server but small ones of their own
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist worksteal -m '$(FAST) and not serial' $(ARGS)
+	@$(BIN)/pytest -m '$(FAST) and serial' $(ARGS) || test $$? -eq 5  # 5: ARGS selects none of these
+
+coverage: setup  ## the same tests, and the share of the code that they run
+	@$(BIN)/coverage erase
+	@$(MAKE) --no-print-directory test ARGS='--cov --cov-append --cov-report= $(ARGS)'
+	@$(BIN)/coverage report | tail -n 1
 
 test-integration: setup  ## the tests that start the real servers
-	@$(BIN)/pytest -m integration $(ARGS)
+	@$(BIN)/pytest -m 'integration and not slow and not gpu' $(ARGS)
 
-test-all: setup  ## every test that this machine can run
-	@$(BIN)/pytest -m 'not gpu' $(ARGS)
+test-slow: setup  ## what only a long run can show: 20 rollouts, the full drill, tune, two nodes, `make truth`
+	@$(BIN)/pytest -m 'slow and not docker and not gpu' $(ARGS)
+	@$(BIN)/python -m loadtest.truth
+
+test-all: test test-integration test-slow compose-test  ## every test that this machine can run
 
 truth: setup  ## compare the load test with simulation, queueing theory and wrk
 	@$(BIN)/python -m loadtest.truth $(ARGS)
@@ -64,7 +76,7 @@ compose-up:  ## the whole stack in containers, built and healthy (docker compose
 compose-down:  ## stop the containers and remove what they kept (bundles, reports, metrics)
 	@docker compose --profile loadtest --profile locust down -v --remove-orphans
 
-compose-test: setup  ## the container stack from nothing to nothing, tried for real
+compose-test: setup  ## the container stack from nothing to nothing
 	@$(BIN)/pytest -m docker tests/compose $(ARGS)
 
 bench-overhead: setup $(PEERS_VENV)/.ready  ## compare the FastAPI service with its ceiling, mosec, LitServe and BentoML
@@ -101,4 +113,4 @@ clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
 	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) $(DOCS_VENV) artifacts mlruns .cache .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-integration test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-int8 soak docs lint format lock clean
+.PHONY: help setup demo test coverage test-integration test-slow test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-int8 soak docs lint format lock clean
