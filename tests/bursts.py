@@ -13,6 +13,7 @@ import grpc
 
 from serving.clients.grpc_wire import GrpcWire
 from serving.clients.http_wire import HttpRequest
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,5 @@ def grpc_burst(address: str, wire: GrpcWire, image: bytes, count: int) -> list[A
             call = ask.future(request, timeout=60)
             sent[call] = now
             call.add_done_callback(lambda done: came.setdefault(done, time.monotonic()))
-        while len(came) < count:
-            time.sleep(0.001)
+        wait_until(lambda: len(came) == count, 90, pause_s=0.001)
         return [Answer(call.code().name, {}, (call.details() or "").encode(), sent[call], came[call]) for call in sent]

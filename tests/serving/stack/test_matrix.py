@@ -13,7 +13,6 @@ from bundle.store import Bundle
 from serving.clients.endpoint import Endpoint, Protocol
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
-from serving.stack.readback import read_back
 from serving.verify.checks import all_passed, verify
 from tests.answers import golden_faults
 from tests.workplace import bundle_as, leftovers_of, processes_of
@@ -66,4 +65,4 @@ def test_the_version_that_was_named_last_is_the_default(
 
 def test_it_reports_its_runtime(triton: tuple[Endpoint, ServingSettings], digits: Bundle) -> None:
     endpoint, settings = triton
-    assert XX == settings.runtime
+    assert settings.runtime == XX

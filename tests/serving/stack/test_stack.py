@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from serving.stack.control import current_stack, start_stack, stop_stack
 from serving.stack.endpoints import find_endpoints, parse_url, server_names
 from serving.stack.ports import check_ports_free, free_ports, ports_of
 from serving.stack.state import ServerState, StackState, read_state, write_state
+from tests.waiting import wait_until
 
 # A server that ignores SIGTERM and has a child that does so too.
 STUBBORN = """
@@ -100,11 +100,7 @@ asyncio.run(run())
         pid = int(supervisor.stdout.readline())
         assert psutil.pid_exists(pid)
         supervisor.kill()
-    for _ in range(100):
-        if not alive(pid):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{pid} lives on")
+    wait_until(lambda: not alive(pid), 5)
 
 
 def test_free_ports_are_different_and_free() -> None:

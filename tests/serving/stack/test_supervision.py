@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -33,6 +32,7 @@ from serving.torchserve_server.management import Management
 from serving.triton_server.repository import build_repository
 from serving.triton_server.stubs import stubs_of
 from tests.serving.golden_client import golden_answer
+from tests.waiting import wait_until
 
 # Speaks FastAPI's protocol and gives the golden answer of the first image, until a file `hang` or `wrong` appears, or
 # `refuse` with a status and a body; its refusals are counted in `refused`.
@@ -150,21 +150,12 @@ def supervise(
     return run
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def until(folder: Path, condition: Callable[[ServerState], bool]) -> ServerState:
-    deadline = time.monotonic() + 60
-    while True:
+    def found() -> ServerState | None:
         state = read_state(folder)
-        if state is not None and condition(state.servers["fastapi"]):
-            return state.servers["fastapi"]
-        assert time.monotonic() < deadline, state
-        time.sleep(0.01)
+        return state.servers["fastapi"] if state is not None and condition(state.servers["fastapi"]) else None
+
+    return wait_until(found, shown=lambda: read_state(folder))
 
 
 Supervise = Callable[..., None]
@@ -204,7 +195,7 @@ def refuse(folder: Path, status: int, body: str) -> None:
 
 def until_refused(folder: Path, times: int) -> None:
     refused = folder / "refused"
-    eventually(lambda: refused.exists() and refused.stat().st_size >= times)
+    wait_until(lambda: refused.exists() and refused.stat().st_size >= times)
 
 
 FULL = 'Model "digits" Version 1 has no worker to serve inference request.'  # TorchServe's, also of a full queue
@@ -286,7 +277,7 @@ def test_a_bundle_that_is_gone_and_a_full_disk_do_not_end_a_server(
         with monkeypatch.context() as patched:
             patched.setattr(module, "write_state", full_disk)
             (folder / "broken").touch()
-            eventually(lambda: not (folder / "broken").exists())
+            wait_until(lambda: not (folder / "broken").exists())
             refuse(folder, 429, "")
             until_refused(folder, 2)
         (folder / "broken").touch()
@@ -304,7 +295,7 @@ def test_a_question_without_an_answer_does_not_hold_up_the_end(supervise: Superv
     def story(folder: Path) -> None:
         until(folder, lambda server: server.phase == "ready")
         (folder / "hang").touch()
-        eventually(lambda: not (folder / "hang").exists())  # from here on no request is answered
+        wait_until(lambda: not (folder / "hang").exists())  # from here on no request is answered
 
     supervise(story, request_timeout_s=300)
 
@@ -315,9 +306,9 @@ def test_a_server_that_answers_others_is_left_alone(supervise: Supervise) -> Non
         others = folder / "others"
         others.touch()
         (folder / "hang").touch()
-        eventually(lambda: not (folder / "hang").exists())  # from here on no request is answered
+        wait_until(lambda: not (folder / "hang").exists())  # from here on no request is answered
         asked = others.stat().st_size
-        eventually(lambda: others.stat().st_size >= asked + 3)  # one silent request is over, the next one is sent
+        wait_until(lambda: others.stat().st_size >= asked + 3)  # one silent request is over, the next one is sent
         state = until(folder, lambda _: True)
         assert (state.phase, state.pid, state.restarts) == ("ready", pid, 0)
         others.unlink()

@@ -4,36 +4,28 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, cast
 
 import grpc
-import httpx
 import pytest
 from pydantic import SecretStr
-from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc.service_pb2 import RepositoryIndexRequest, RepositoryIndexResponse
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
-from tritonclient.utils import InferenceServerException
 
 from bundle.errors import DeploymentError
 from bundle.store import Bundle
-from serving.clients.connect import connect
 from serving.clients.http_wire import API_KEY_HEADER
 from serving.deployment import Deployment
 from serving.servers import triton as triton_module
 from serving.servers.triton import TritonServer
 from serving.settings import ServingSettings
-from serving.stack.control import running_stack
 from serving.triton_server.admission import Admission
 from serving.triton_server.control import TritonControl
 from serving.triton_server.environment import find_triton
 from serving.triton_server.repository import build_repository, model_names, remove_models, write_default
-from tests.workplace import triton_admin
 
 
 @pytest.fixture
