@@ -13,6 +13,7 @@ from serving.clients.endpoint import SERVERS
 from serving.settings import ServingSettings
 from serving.stack.control import start_stack, stop_stack
 from serving.stack.state import StackState
+from serving.stack.timing import SupervisionTiming
 from tests.once import made_once
 from tests.workplace import Run, bundle_as, leftovers_of, processes_of
 
@@ -119,7 +120,8 @@ def stack(workplace: Path) -> Iterator[StackState]:
         max_image_pixels=20_000_000,
     )
     folder = workplace / "artifacts" / "stack"
-    yield start_stack(settings, SERVERS, folder, choose_ports=True)
+    timing = SupervisionTiming(watch_s=0.5, canary_s=1.0, repair_after_s=6.0)
+    yield start_stack(settings, SERVERS, folder, choose_ports=True, timing=timing)
     stop_stack(folder)
     assert processes_of(workplace) == []
     assert leftovers_of(workplace) == []

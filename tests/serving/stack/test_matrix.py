@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from bundle.store import Bundle
-from serving.clients.endpoint import Endpoint, Protocol
+from serving.clients.endpoint import Protocol
+from serving.servers.server import server_class
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
+from serving.stack.state import STACK, StackState
 from serving.verify.checks import all_passed, verify
 from tests.answers import golden_faults
-from tests.workplace import bundle_as, leftovers_of, processes_of
+from tests.workplace import bundle_as, endpoint_of, leftovers_of, processes_of
 
 pytestmark = pytest.mark.integration
 
@@ -32,37 +34,33 @@ def versions(digits: Bundle, folder: Path) -> list[Bundle]:
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", pytest.param("torchscript", marks=pytest.mark.slow)])
-def triton(
-    request: pytest.FixtureRequest, folder: Path, versions: list[Bundle]
-) -> Iterator[tuple[Endpoint, ServingSettings]]:
+def triton(request: pytest.FixtureRequest, folder: Path, versions: list[Bundle]) -> Iterator[StackState]:
     settings = ServingSettings(
         bundles=folder / "artifacts" / "bundles",
-        models=("digits:1", "digits:2"),
+        models=tuple(bundle.name for bundle in versions),
         runtime=request.param,
         triton_classifier="python",
         threads=1,
     )
     with running_stack(settings, ["triton"], folder / "artifacts" / "stack") as state:
-        (endpoint,) = state.endpoints()
-        yield endpoint, settings
+        yield state
     assert processes_of(folder) == []
     assert leftovers_of(folder) == []
 
 
-def test_verify_is_green_for_both_versions(triton: tuple[Endpoint, ServingSettings], versions: list[Bundle]) -> None:
-    endpoint, settings = triton
+def test_verify_is_green_for_both_versions(triton: StackState, versions: list[Bundle]) -> None:
     protocols: tuple[Protocol, Protocol] = ("http", "grpc")
     for bundle, protocol in zip(versions, protocols, strict=True):
-        checks = verify(endpoint, protocol, bundle, settings, is_default=bundle is versions[-1])
+        checks = verify(
+            endpoint_of(triton, "triton"), protocol, bundle, triton.settings, is_default=bundle is versions[-1]
+        )
         assert all_passed(checks), [check for check in checks if check.passed is False]
 
 
-def test_the_version_that_was_named_last_is_the_default(
-    triton: tuple[Endpoint, ServingSettings], versions: list[Bundle]
-) -> None:
-    assert golden_faults([triton[0]], versions[-1]) == []
+def test_the_version_that_was_named_last_is_the_default(triton: StackState, versions: list[Bundle]) -> None:
+    assert golden_faults(triton.endpoints(), versions[-1]) == []
 
 
-def test_it_reports_its_runtime(triton: tuple[Endpoint, ServingSettings], digits: Bundle) -> None:
-    endpoint, settings = triton
-    assert settings.runtime == XX
+def test_it_reports_its_runtime(triton: StackState) -> None:
+    server = server_class("triton")(triton.settings, triton.deployment(), STACK / "triton")
+    assert server.effective_settings()["runtime"] == triton.settings.runtime

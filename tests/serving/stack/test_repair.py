@@ -45,7 +45,9 @@ def test_swapped_weights_are_found_and_replaced(
     assert golden_faults([endpoint_of(stack, "triton")], digits) == []
 
 
-def test_a_dead_stub_of_triton_is_repaired_without_a_restart(stack: StackState, workplace: Path, digits: Bundle) -> None:
+def test_a_dead_stub_of_triton_is_repaired_without_a_restart(
+    stack: StackState, workplace: Path, digits: Bundle
+) -> None:
     """Triton itself would fail every request to it from now on, and call itself ready."""
     before = now(workplace).servers["triton"]
     assert before.pid is not None
