@@ -5,13 +5,15 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "trident-test"
@@ -43,6 +45,9 @@ def has_image(image: str) -> bool:
     )
 
 
+wait_for = partial(wait_until, timeout_s=120, pause_s=0.25)
+
+
 class Composed:
     """One project."""
 
@@ -52,9 +57,9 @@ class Composed:
             os.environ
             | ports
             | {
-                "TRAIN_ARGUMENTS": "--epochs 2",
+                "TRAIN_ARGUMENTS": "--epochs 1",
                 "EDGE_CONNECTIONS": "32",
-                "EDGE_BODY_TIMEOUT_S": "5",
+                "EDGE_BODY_TIMEOUT_S": "3",
             }
         )
         self.files = [ROOT / "compose.yaml"]
@@ -93,10 +98,12 @@ class Composed:
 
     def until_healthy(self, service: str, timeout_s: float = 180) -> None:
         """Wait until the service's container is healthy."""
-        deadline = time.monotonic() + timeout_s
-        while self.container(service)["State"].get("Health", {}).get("Status") != "healthy":
-            assert time.monotonic() < deadline, self("logs", "--tail", "50", service)
-            time.sleep(0.2)
+        wait_until(
+            lambda: self.container(service)["State"].get("Health", {}).get("Status") == "healthy",
+            timeout_s,
+            pause_s=0.2,
+            shown=lambda: self("logs", "--tail", "50", service),
+        )
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """What Prometheus answers."""
@@ -145,14 +152,6 @@ def ask(
 ) -> httpx.Response:
     """A prediction by one of the servers, asked for at the edge."""
     return edge.post(PATHS[server], content=content, headers=BINARY | dict(headers or {}))
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
-    """Until the condition holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.25)
 
 
 def free_port() -> int:
