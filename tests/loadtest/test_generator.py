@@ -31,6 +31,7 @@ from loadtest.load import ClosedLoop, Load, Loop, OpenLoop, Phase, WarmUp
 from loadtest.settings import read_settings
 from tests.loadtest.lab import lane
 
+pytestmark = pytest.mark.serial
 NO_WARM_UP = WarmUp(min_s=0, max_s=0)
 
 

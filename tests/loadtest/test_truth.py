@@ -63,33 +63,31 @@ def test_an_open_loop_sees_a_stall_as_it_was_and_a_closed_loop_does_not(generato
         for closed, truth in list(zip(found.closed_loop, found.simulated, strict=True))[2:]:
             assert closed < truth / 2
 
-    _once_in_three(check)
+    _best_of_three(check)
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("service", ["exponential", "deterministic"])
-def test_waiting_times_are_those_of_theory(service: Service, generator: Generator) -> None:
+@pytest.mark.parametrize(
+    ("service", "seconds"), [("deterministic", 8), pytest.param("exponential", 15, marks=pytest.mark.slow)]
+)
+def test_waiting_times_are_those_of_theory(service: Service, seconds: float, generator: Generator) -> None:
     def check() -> None:
-        found = measure_queue(generator, service, 0.7, 15)
+        found = measure_queue(generator, service, 0.7, seconds)
         for measured, simulated, theory in (found.mean, found.p99):
             assert measured == pytest.approx(simulated, rel=0.05, abs=_TIMERS_S)
             assert measured == pytest.approx(theory, rel=0.6)  # a run of 500 requests is a small sample of a queue
 
-    _once_in_three(check)
+    _best_of_three(check)
 
 
-def _once_in_three(check: Callable[[], None]) -> None:
-    """Other programs can spoil a measurement, but they cannot mend one."""
+def _best_of_three(check: Callable[[], None]) -> None:
+    """Pass if one of three measurements passes: other programs can spoil a measurement, but not improve it."""
     for last in (False, False, True):
         try:
-            check()
-        except (AssertionError, BusyMachineError) as error:
-            if last and isinstance(error, BusyMachineError):
-                pytest.skip(f"the machine is too busy: {error}")
+            return check()
+        except (AssertionError, BusyMachineError):
             if last:
                 raise
-        else:
-            return
 
 
 @pytest.mark.integration

@@ -130,6 +130,7 @@ def test_a_default_without_a_rate(
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_server_is_tuned(digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIDENT_CORES", f"[{min(os.sched_getaffinity(0))}]")

@@ -73,6 +73,7 @@ def test_a_killed_process_is_restarted_without_changing_the_result(two: Path, tm
     assert logged_values(tmp_path / "run") == logged_values(two)
 
 
+@pytest.mark.slow
 def test_two_nodes_give_the_result_of_two_processes_on_one(two: Path, tmp_path: Path) -> None:
     """Two agents that connect through a port, as on two machines with a shared disk."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
