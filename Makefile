@@ -10,7 +10,7 @@ RUNTIME     ?= cpu
 # `uv` installs in seconds; `pip` is for machines whose package index is configured for pip alone.
 INSTALLER   ?= uv
 ARGS        ?=
-# How many processes run the fast tests; those marked `serial` run alone afterwards.
+# How many processes run tests; those marked `serial` run alone afterwards.
 JOBS        ?= 2
 FAST        := not integration and not slow and not docker and not gpu
 
@@ -49,7 +49,8 @@ coverage: setup  ## the same tests, and the share of the code that they run
 	@$(BIN)/coverage report | tail -n 1
 
 test-integration: setup  ## the tests that start the real servers
-	@$(BIN)/pytest -m 'integration and not slow and not gpu' $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist loadgroup -m 'integration and not slow and not gpu and not serial' $(ARGS)
+	@$(BIN)/pytest -m 'integration and not slow and not gpu and serial' $(ARGS) || test $$? -eq 5
 
 test-slow: setup  ## what only a long run can show: 20 rollouts, the full drill, tune, two nodes, `make truth`
 	@$(BIN)/pytest -m 'slow and not docker and not gpu' $(ARGS)

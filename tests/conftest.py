@@ -30,15 +30,25 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the shared stack after all others, so that it runs only for them; those that break it come last."""
+    """Order the tests, and say which must run in the same process.
+
+    The tests of the shared stack are a group that starts first, because it takes longest; those that break the stack end
+    it. Of the other tests, those of a file are a group (for `--dist loadgroup`).
+    """
 
     def position(item: pytest.Item) -> int:
         destructive = item.get_closest_marker("destructive")
         if destructive is not None:
-            return 3 if destructive.kwargs.get("last") else 2
-        return int("stack" in getattr(item, "fixturenames", ()))
+            return 2 if destructive.kwargs.get("last") else 1
+        return 0 if _on_shared_stack(item) else 3
 
     items.sort(key=position)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("stack" if _on_shared_stack(item) else item.path.stem))
+
+
+def _on_shared_stack(item: pytest.Item) -> bool:
+    return "stack" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

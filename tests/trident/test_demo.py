@@ -16,7 +16,7 @@ import pytest
 
 from bundle.store import Bundle
 from tests.waiting import wait_until
-from tests.workplace import TRIDENT, Run, leftovers, processes_of, trident
+from tests.workplace import TRIDENT, Run, leftovers_of, processes_of, trident
 
 slow = pytest.mark.slow
 
@@ -75,7 +75,6 @@ def test_ctrl_c_during_a_step_ends_the_demo_and_stops_the_servers(
 )
 def test_ctrl_c_leaves_nothing(folder: Path, moment: str) -> None:
     """As a terminal does it: the signal goes to the whole foreground group, and again, because people press twice."""
-    before = leftovers()
     with subprocess.Popen(
         [TRIDENT, "demo"],
         cwd=folder,
@@ -93,19 +92,18 @@ def test_ctrl_c_leaves_nothing(folder: Path, moment: str) -> None:
         process.communicate(timeout=60)
     assert process.returncode not in (0, None)
     ended(folder)  # after a second Ctrl-C the supervisor finishes alone
-    assert leftovers() <= before
+    assert leftovers_of(folder) == []
 
 
 @pytest.mark.integration
 @slow
 def test_kill_9_of_the_demo_leaves_nothing(folder: Path) -> None:
-    before = leftovers()
     with subprocess.Popen([TRIDENT, "demo"], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         read_until("golden answers again", process)
         process.kill()
         process.communicate(timeout=60)
     ended(folder)
-    assert leftovers() <= before
+    assert leftovers_of(folder) == []
 
 
 def read_until(moment: str, process: subprocess.Popen[str]) -> None:
@@ -122,6 +120,7 @@ def ended(folder: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.serial
 def test_a_second_run_reuses_the_bundle(folder: Path) -> None:
     done = trident("demo", cwd=folder, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

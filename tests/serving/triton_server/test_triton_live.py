@@ -14,7 +14,7 @@ from serving.stack.control import running_stack
 from tests.bursts import Answer, burst, grpc_burst
 from tests.images import encoded, gradient
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.serial]
 
 
 @pytest.fixture(scope="module")
