@@ -130,7 +130,7 @@ def stack(workplace: Path) -> Iterator[StackState]:
         max_image_pixels=20_000_000,
     )
     folder = workplace / "artifacts" / "stack"
-    timing = SupervisionTiming(watch_s=0.5, canary_s=1.0, repair_after_s=6.0)
+    timing = SupervisionTiming(watch_s=0.5, canary_s=1.0, repair_after_s=15.0)
     yield start_stack(settings, SERVERS, folder, choose_ports=True, timing=timing)
     stop_stack(folder)
     assert processes_of(workplace) == []

@@ -35,6 +35,8 @@ def test_locust_drives_a_server_with_master_and_workers(
 ) -> None:
     locustfile = Path(__file__).parents[2] / "loadtest" / "locustfile.py"
     arguments = [
+        "--model",
+        "digits:1",
         "--host",
         stack.endpoints()[0].url,
         "--loop",
