@@ -54,7 +54,7 @@ test-integration: setup  ## the tests that start the real servers
 
 test-slow: setup  ## what only a long run can show: 20 rollouts, the full drill, tune, two nodes, `make truth`
 	@$(BIN)/pytest -m 'slow and not docker and not gpu' $(ARGS)
-	@$(BIN)/python -m loadtest.truth
+	$(if $(ARGS),,@$(BIN)/python -m loadtest.truth)
 
 test-all: test test-integration test-slow compose-test  ## every test that this machine can run
 
