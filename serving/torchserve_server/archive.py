@@ -37,7 +37,9 @@ def build_archive(bundle: Bundle, model_config: dict[str, Any], store: Path) -> 
             *("--extra-files", str(bundle.path), "--config-file", str(config)),
             *("--export-path", work, "--archive-format", "zip-store", "--force"),
         ]
-        done = subprocess.run(command, capture_output=True, text=True)
+        # It collects the files in $TMPDIR/<model name>: two stacks that start at once would share that folder.
+        environment = os.environ | {"TMPDIR": work}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         built = Path(work) / f"{manifest.model}.mar"
         if done.returncode or not built.is_file():
             raise DeploymentError(f"torch-model-archiver failed: {(done.stderr or done.stdout).strip()[-2000:]}")

@@ -189,4 +189,4 @@ def test_only_edge_and_dashboards_are_published(stack: Composed) -> None:
 def test_a_second_start_trains_nothing(stack: Composed) -> None:
     stack("up", "-d", "--wait")
     assert "nothing to train" in stack("logs", "training")
-    assert "is deployed already" in stack("logs", "deploy")
+    assert "is published already" in stack("logs", "deploy")
