@@ -68,7 +68,7 @@ def test_without_tls_nothing_but_the_way_to_it(stack: Composed, guarded: httpx.C
 @pytest.mark.usefixtures("guarded")
 def test_the_load_test_has_the_key(stack: Composed) -> None:
     quick: tuple[str, ...] = ("--scenario", "single-stream", "--duration-s", "0.5", "--rounds", "1")
-    quick += ("--burn-in-s", "0", "--warmup-s", "0.2", "--warmup-max-s", "0.2")
+    quick += ("--initial-warmup-s", "0", "--warmup-s", "0.2", "--warmup-max-s", "0.2")
     shown = stack("run", "--rm", "loadtest", "bench", *quick, check=False)
     assert "report: " in shown, shown
     assert "was not timed" not in shown, shown

@@ -61,7 +61,7 @@ def answered(stack: Composed) -> float:
 
 def test_the_report_shows_the_gap(stack: Composed, edge: httpx.Client) -> None:
     arguments = ["--scenario", "sweep", "--concurrency", "4", "--duration-s", "8", "--rounds", "1"]
-    arguments += ["--burn-in-s", "0", "--warmup-s", "0.2", "--warmup-max-s", "0.2"]
+    arguments += ["--initial-warmup-s", "0", "--warmup-s", "0.2", "--warmup-max-s", "0.2"]
     arguments += ["--url", "fastapi=http://fastapi:8000"]
     with ThreadPoolExecutor(1) as pool:
         calm = answered(stack)

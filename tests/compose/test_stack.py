@@ -53,7 +53,7 @@ def cpu_limit(stack: Composed, server: str, cores: str) -> Iterator[None]:
 
 
 def test_a_load_test_writes_its_report_with_the_use_of_the_containers(stack: Composed, edge: httpx.Client) -> None:
-    short: tuple[str, ...] = ("--duration-s", "1", "--rounds", "1", "--concurrency", "4", "--burn-in-s", "0")
+    short: tuple[str, ...] = ("--duration-s", "1", "--rounds", "1", "--concurrency", "4", "--initial-warmup-s", "0")
     short += ("--warmup-s", "0.3", "--warmup-max-s", "1")
     with cpu_limit(stack, "fastapi", "0.3"):
         # 1 if the machine was too busy to measure on

@@ -70,7 +70,7 @@ def test_benchmark_of_ones_own_server(digits: Bundle, tmp_path: Path) -> None:
         "1",
         "--warmup-s",
         "0.1",
-        "--burn-in-s",
+        "--initial-warmup-s",
         "0",
     )
     with own_server(digits, free_ports().fastapi) as url:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 def test_bench_measures_all_three(stack: StackState, workplace: Path, run: Run) -> None:
     done = trident(
         *("bench", "--duration-s", "0.5", "--rounds", "1", "--concurrency", "2"),
-        *("--burn-in-s", "0.2", "--warmup-s", "0.2", "--warmup-max-s", "0.5"),
+        *("--initial-warmup-s", "0.2", "--warmup-s", "0.2", "--warmup-max-s", "0.5"),
         cwd=workplace,
         check=True,
     )

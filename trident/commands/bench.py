@@ -29,7 +29,8 @@ def bench(
     protocol: Annotated[str, typer.Option(help="http, grpc (comma-separated).")] = "http",
     send: Annotated[str, typer.Option(help="image, tensor (decoded by the client; comma-separated).")] = "image",
     lanes: Annotated[
-        str, typer.Option(help="Only these lanes, by their names in the report (fastapi,triton grpc).  \\[default: all]")
+        str,
+        typer.Option(help="Only these lanes, by their names in the report (fastapi,triton grpc).  \\[default: all]"),
     ] = "",
     scenario: Annotated[
         list[str] | None,
