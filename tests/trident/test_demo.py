@@ -28,17 +28,17 @@ def folder(digits: Bundle, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("moment", ["find_bundle", "starting", "verify_servers", "bench_run"])
+@pytest.mark.parametrize("moment", ["find_bundle", "starting", "verify_servers", "run_bench"])
 def test_ctrl_c_during_a_step_ends_the_demo_and_stops_the_servers(
     moment: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The steps are fakes; those before the interrupted one succeed."""
     steps = {
         "find_bundle": "bundle.store",
-        "verify_servers": "trident.console.servers",
-        "bench_run": "trident.console.measurement",
+        "verify_servers": "trident.console.requests",
+        "run_bench": "trident.console.bench",
     }
-    for module in (*steps.values(), "trident.console.training"):  # so that none of them imports a fake
+    for module in (*steps.values(), "trident.console.training", "trident.console.export"):  # so that none of them imports a fake
         importlib.import_module(module)
     seen: list[str] = []
 
@@ -46,22 +46,22 @@ def test_ctrl_c_during_a_step_ends_the_demo_and_stops_the_servers(
         seen.append(name)
         if name == moment:
             raise KeyboardInterrupt
-        return SimpleNamespace(name="digits:1", path=folder, sound=True, targets=[])
+        return SimpleNamespace(name="digits:1", path=folder, sound=True, lanes=[])
 
     @contextmanager
-    def measurable(*_: object) -> Iterator[SimpleNamespace]:
-        measured = step("starting")
+    def open_lineup(*_: object) -> Iterator[SimpleNamespace]:
+        lineup = step("starting")
         try:
-            yield measured
+            yield lineup
         finally:
             seen.append("stopped")
 
-    monkeypatch.setattr("trident.commands.measurement.measurable", measurable)
+    monkeypatch.setattr("trident.commands.demo.open_lineup", open_lineup)
     for name, module in steps.items():
         monkeypatch.setattr(f"{module}.{name}", partial(step, name))
     code, _ = run("demo", cwd=folder)
     assert code == 130
-    assert seen[-1] == ("stopped" if moment in ("verify_servers", "bench_run") else moment)
+    assert seen[-1] == ("stopped" if moment in ("verify_servers", "run_bench") else moment)
 
 
 @pytest.mark.integration
