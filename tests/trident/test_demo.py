@@ -38,7 +38,11 @@ def test_ctrl_c_during_a_step_ends_the_demo_and_stops_the_servers(
         "verify_servers": "trident.console.requests",
         "run_bench": "trident.console.bench",
     }
-    for module in (*steps.values(), "trident.console.training", "trident.console.export"):  # so that none of them imports a fake
+    for module in (
+        *steps.values(),
+        "trident.console.training",
+        "trident.console.export",
+    ):  # so that none of them imports a fake
         importlib.import_module(module)
     seen: list[str] = []
 
