@@ -49,6 +49,7 @@ class TorchserveServer(Server):
         self._management = Management(self.settings, self.endpoint.metrics_url)
         self._store = self.folder / "model_store"
         self._workers_missing_since: float | None = None
+        self._repairs = 0  # since the workers were last complete
 
     @property
     def endpoint(self) -> Endpoint:
@@ -107,6 +108,7 @@ class TorchserveServer(Server):
         """A new process has all its workers to start."""
         super().started(pid)
         self._workers_missing_since = None
+        self._repairs = 0
 
     def is_up(self) -> bool:
         """Whether every model has all its workers. `/ping` is healthy before any is up."""
@@ -142,16 +144,21 @@ class TorchserveServer(Server):
         missing = [f"{number} of {wanted} workers of {name}" for name, number in ready.items() if number < wanted]
         if not missing:
             self._workers_missing_since = None
+            self._repairs = 0
             return None
         self._workers_missing_since = self._workers_missing_since or time.monotonic()
         return Fault("server", ", ".join(missing))
 
     def repair(self) -> str | None:
-        """Scale a model to no workers and back, which makes TorchServe try again; after it had its own chance."""
+        """Scale a model to no workers and back, which makes TorchServe try again; after it had its own chance.
+
+        A repair stops a worker that is starting, so each further one waits twice as long.
+        """
         since = self._workers_missing_since
-        if since is None or time.monotonic() - since < self.repair_after_s:
+        if since is None or time.monotonic() - since < self.repair_after_s * 2**self._repairs:
             return None
         self._workers_missing_since = None
+        self._repairs += 1
         for bundle in self.deployment:
             if self._management.ready_workers(bundle) < self.settings.workers:
                 self._management.scale(bundle, 0, wait=True)
