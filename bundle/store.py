@@ -38,10 +38,11 @@ class GoldenExample:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read."""
+    """A bundle that was read. `digest`: sha256 of its manifest, which has the sha256 of every other file."""
 
     path: Path
     manifest: Manifest
+    digest: str = ""
 
     @property
     def name(self) -> str:
@@ -101,7 +102,7 @@ def read_bundle(path: Path, *, check: bool = True) -> Bundle:
     """
     manifest_path = path / MANIFEST
     try:
-        text = manifest_path.read_text()
+        text = manifest_path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} is not a bundle: {error.strerror}: {manifest_path}") from error
     try:
@@ -114,7 +115,7 @@ def read_bundle(path: Path, *, check: bool = True) -> Bundle:
         manifest = Manifest.model_validate_json(text)
     except (ValidationError, ValueError, AttributeError) as error:
         raise BundleError(f"{manifest_path} is damaged: {error}") from error
-    bundle = Bundle(path.resolve(), manifest)
+    bundle = Bundle(path.resolve(), manifest, hashlib.sha256(text).hexdigest())
     if check:
         bundle.verify()
     return bundle

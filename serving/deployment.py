@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from bundle.errors import DeploymentError
-from bundle.store import MANIFEST, Bundle, locate_bundle, read_bundle
+from bundle.store import Bundle, locate_bundle, read_bundle
 from serving.settings import ServingSettings
 
-# Environment variable (not a setting, hence the underscore): sha256 of the manifests whose files a parent process has
-# verified. Its children do not hash the same files again.
+# Environment variable (not a setting, hence the underscore): fingerprints of the bundles that a parent process has
+# verified. Its children do not hash the same files again, unless one has changed since.
 VERIFIED: Final = "_TRIDENT_VERIFIED"
 
 
@@ -20,9 +20,13 @@ VERIFIED: Final = "_TRIDENT_VERIFIED"
 class Deployment:
     """Bundles in the order in which the settings name them. The first one's model is the default model; of several
     versions of a model, the last one is the model's default.
+
+    Args:
+        verified: the fingerprints of those whose files were verified, as they were then.
     """
 
     bundles: tuple[Bundle, ...]
+    verified: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, settings: ServingSettings) -> "Deployment":
@@ -32,7 +36,17 @@ class Deployment:
             BundleError: a bundle is missing or damaged.
         """
         paths = (locate_bundle(reference, settings.bundles) for reference in settings.models or (None,))
-        return cls(tuple(read_deployed(path) for path in paths))
+        verified = [read_verified(path) for path in paths]
+        return cls(tuple(bundle for bundle, _ in verified), frozenset(mark for _, mark in verified))
+
+    @classmethod
+    def of_one(cls, reference: str | None, settings: ServingSettings) -> "Deployment":
+        """One bundle, as in `find_bundle`, whatever models the settings name.
+
+        Raises:
+            BundleError: it is missing or damaged.
+        """
+        return cls.of(settings.model_copy(update={"models": () if reference is None else (reference,)}))
 
     @classmethod
     def read(cls, paths: Iterable[Path]) -> "Deployment":
@@ -79,37 +93,46 @@ class Deployment:
         versions = self.versions(bundle.manifest.model)
         return bool(versions) and versions[-1].name == bundle.name
 
-    def replace(self, old: Bundle, new: Bundle) -> "Deployment":
-        """The deployment after a rollout."""
-        return Deployment(tuple(new if bundle is old else bundle for bundle in self.bundles))
+    def replace(self, old: Bundle, new: Bundle, fingerprint: str) -> "Deployment":
+        """The deployment after a rollout of `new`, which `read_verified` has returned with its fingerprint."""
+        bundles = tuple(new if bundle is old else bundle for bundle in self.bundles)
+        return Deployment(bundles, self.verified | {fingerprint})
 
     def settings_for_children(self, settings: ServingSettings) -> ServingSettings:
         """The settings with every bundle by its path, whatever the working folder."""
         paths = tuple(str(bundle.path) for bundle in self.bundles)
         return settings.model_copy(update={"models": paths, "bundles": settings.bundles.resolve()})
 
-    def mark_verified(self) -> Mapping[str, str]:
-        """The environment variable that tells child processes which bundles need no second verification."""
-        digests = _verified() | {manifest_digest(bundle.path) for bundle in self.bundles}
-        return {VERIFIED: ",".join(sorted(digests))}
+    def environment(self) -> Mapping[str, str]:
+        """The variable that saves child processes from verifying the same bundles again."""
+        return {VERIFIED: ",".join(sorted(self.verified | _verified_by_parent()))}
 
 
-def read_deployed(path: Path) -> Bundle:
-    """Read a bundle, and verify its files unless a parent process has done so.
+def read_verified(path: Path) -> tuple[Bundle, str]:
+    """Read a bundle, and verify its files unless a parent process has done so. Returns it with its fingerprint.
 
     Raises:
         BundleError: it is missing or damaged.
     """
     bundle = read_bundle(path, check=False)
-    if manifest_digest(path) not in _verified():
+    fingerprint = _fingerprint(bundle)  # before the files are hashed: a later change is found
+    if fingerprint not in _verified_by_parent():
         bundle.verify()
-    return bundle
+    return bundle, fingerprint
 
 
-def manifest_digest(path: Path) -> str:
-    """sha256 of a bundle's manifest, which holds the sha256 of every other file."""
-    return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+def _fingerprint(bundle: Bundle) -> str:
+    """Of the manifest's content, and of every file's path, size, time of change and inode."""
+    parts = [bundle.digest, str(bundle.path)]
+    for entry in bundle.manifest.files:
+        try:
+            stat = bundle.file(entry).stat()
+        except OSError:
+            parts.append("missing")
+        else:
+            parts.append(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _verified() -> set[str]:
+def _verified_by_parent() -> set[str]:
     return set(filter(None, os.environ.get(VERIFIED, "").split(",")))

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from trident.console.output import console
 
 if TYPE_CHECKING:
     from bundle.store import Bundle
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from serving.clients.endpoint import Endpoint, ServerName
     from serving.settings import ServerSettings, ServingSettings
     from serving.stack.state import StackState
-
-console = Console()
 
 
 @contextmanager
@@ -33,10 +31,10 @@ def open_lineup(
     """Open the lineup of a benchmark: given addresses, or the running stack, or stacks started for this block on separate
     cores, one for each runtime and precision. The arguments are the flags of `trident bench`.
     """
-    from bundle.store import find_bundle
     from loadtest.cores import other_cores, split_cores
     from loadtest.lanes.lineup import ServerUnderTest, lineup_of, parse_inputs
     from loadtest.lanes.third_party import parse_target
+    from serving.deployment import Deployment
     from serving.settings import load_settings
     from serving.stack.control import current_stack, running_stack
     from serving.stack.endpoints import find_endpoints, parse_protocol, server_names
@@ -44,15 +42,15 @@ def open_lineup(
     from trident.console.stack import showing_stack
 
     spoken, inputs = [parse_protocol(name) for name in protocols.split(",")], parse_inputs(send)
+    settings = load_settings()
+    key = settings.client_key
     running = current_stack()
     third_party_only = bool(target) and servers is None
     if url or (running is not None and not (runtimes or precisions or third_party_only)):
-        ours = load_settings()
-        endpoints, bundle = find_endpoints(ours, servers or "all", url, model)
+        endpoints, bundle = find_endpoints(settings, servers or "all", url, model)
         state = None if url else running
-        key = ours.client_key
         tested = (
-            servers_under_test(state, endpoints)
+            servers_under_test(state, endpoints, key)
             if state is not None
             else [ServerUnderTest(one, api_key=key) for one in endpoints]
         )
@@ -60,14 +58,12 @@ def open_lineup(
         cores = state.settings.cores if state is not None else ()
         yield lineup_of(tested, bundle, others, spoken, inputs, cores, other_cores(cores))
         return
-    settings = load_settings()
-    bundle = find_bundle(model, settings.bundles)
+    deployment = Deployment.of_one(model, settings)
+    bundle = deployment.bundles[0]
     others = [parse_target(entry, bundle) for entry in target or ()]
     server_cores, generator_cores = split_cores(settings.cores)
     variants = [
-        load_settings(runtime=runtime or None, precision=precision or None).model_copy(
-            update={"models": (str(bundle.path),), "cores": server_cores}
-        )
+        load_settings(runtime=runtime or None, precision=precision or None).model_copy(update={"cores": server_cores})
         for runtime in runtimes.split(",")
         for precision in precisions.split(",")
         if servers is not None or not others
@@ -79,9 +75,11 @@ def open_lineup(
             folder = STACK if number == 0 else STACK.with_name(f"{STACK.name}-{number + 1}")
             with showing_stack() as on_change:
                 state = started.enter_context(
-                    running_stack(variant, server_names(servers or "all"), folder, on_change=on_change)
+                    running_stack(
+                        variant, server_names(servers or "all"), folder, on_change=on_change, deployment=deployment
+                    )
                 )
-            tested += servers_under_test(state, state.endpoints())
+            tested += servers_under_test(state, state.endpoints(), key)
         yield lineup_of(tested, bundle, others, spoken, inputs, server_cores, generator_cores)
         if tested:
             console.print("stopping the servers")
@@ -104,7 +102,7 @@ def lane_opener(
         changed = settings.model_copy(update={server: Tuning(**changes)}) if changes else settings
         try:
             with running_stack(changed, [server], folder) as state:
-                tested = servers_under_test(state, state.endpoints())
+                tested = servers_under_test(state, state.endpoints(), settings.client_key)
                 yield lineup_of(tested, bundle, server_cores=settings.cores, generator_cores=generator_cores)
         except DeploymentError as error:
             raise TargetError(f"the server did not start or stop: {error}") from error
@@ -112,12 +110,13 @@ def lane_opener(
     return open_lane
 
 
-def servers_under_test(state: "StackState", endpoints: Sequence["Endpoint"]) -> list["ServerUnderTest"]:
-    """Describe the servers of one of our stacks to the load test."""
+def servers_under_test(
+    state: "StackState", endpoints: Sequence["Endpoint"], key: str | None
+) -> list["ServerUnderTest"]:
+    """Describe the servers of one of our stacks to the load test. The state does not contain the API key."""
     from loadtest.lanes.lineup import ServerUnderTest
-    from serving.settings import load_settings
 
-    pids, key = state.pids(), load_settings().client_key  # the state does not contain it
+    pids = state.pids()
     return [
         ServerUnderTest(
             endpoint, _settings_to_store(state.settings.of(endpoint.server)), pids.get(endpoint.server, ()), key

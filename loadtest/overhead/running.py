@@ -21,6 +21,7 @@ from loadtest.lanes.parity_gate import check_parity
 from loadtest.overhead.contestants import Contestant
 from serving.processes import die_with_parent
 
+PAUSE_TIMEOUT_S: Final = 2.0
 START_TIMEOUT_S: Final = 120.0
 
 
@@ -38,7 +39,7 @@ class RunningContestant:
         try:
             yield
         finally:
-            _signal(self.process, signal.SIGSTOP)
+            _pause(self.process)
 
 
 @contextlib.contextmanager
@@ -72,10 +73,18 @@ def running(
                 output = log.read()[-3000:].decode(errors="replace")
                 raise LoadtestError(f"{contestant.name} did not start: {fault}\n{output}")
             server = RunningContestant(lane, process)
-            _signal(process, signal.SIGSTOP)
+            _pause(process)
             yield server
         finally:
             _stop(process)
+
+
+def _pause(process: "subprocess.Popen[bytes]") -> None:
+    """Stop the process and its descendants; return when the process is stopped."""
+    _signal(process, signal.SIGSTOP)
+    deadline = time.monotonic() + PAUSE_TIMEOUT_S
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def free_port() -> int:

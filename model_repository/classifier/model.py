@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.deployment import read_deployed
+from bundle.store import read_bundle
 from serving.runtimes import ready_runtime
 from serving.settings import ServingSettings
 from serving.triton_server.parameters import config_parameters
@@ -22,7 +22,7 @@ class TritonPythonModel:
         """Load the model, warm it up, and reproduce its golden answers."""
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = ServingSettings.model_validate_json(config_parameters(args["model_config"])["settings"])
-        self.runtime = ready_runtime(read_deployed(folder / "bundle"), settings.of("triton"))
+        self.runtime = ready_runtime(read_bundle(folder / "bundle"), settings.of("triton"))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the requests as one batch, and split the probabilities."""

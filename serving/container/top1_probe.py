@@ -3,13 +3,13 @@ seconds. It is the weaker probe: it compares neither probabilities nor versions,
 
     python -IS serving/container/top1_probe.py     (exit code 0: healthy)
 
-The check restarts what stays broken. A server that was ready and then fails FAILURES checks, with no golden answer in
+The check restarts a server that stays broken. One that was ready and then fails FAILURES checks, with no golden answer in
 between, is stopped, so that its container starts again: TorchServe without workers and Triton with a dead python model
 would otherwise return errors for ever and call themselves healthy.
 
 An overloaded server counts as healthy: one that refuses because its queue is full. Such a check neither counts as a
 failure nor resets the count, since only a golden answer proves that everything works. A server that is overloaded for
-BUSY_CHECKS checks without a golden answer has failed too.
+MAX_OVERLOADED_CHECKS checks without a golden answer has failed too.
 
 Each request may take `request_timeout_s` + 1, so that an overloaded server can refuse by itself. A hanging server is
 asked to stop after 5 + 4 * 11 + 3 * 5 = 64 s at most (Docker's interval is 5 s, the default `request_timeout_s` 10 s;
@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple
 
 FOLDER: Final = Path("/tmp/trident-health")  # noqa: S108 - the container's own, empty at every start
 FAILURES: Final = 4
-BUSY_CHECKS: Final = 60
+MAX_OVERLOADED_CHECKS: Final = 60
 QUEUE_TIMEOUT_S: Final = 2.0
 # In the body of a 503: the FastAPI service's problems, and the errors of Triton's python models.
 OVERLOADED: Final = re.compile(
@@ -125,7 +125,7 @@ def end_server(failures: int) -> None:
 
 def main() -> int:
     """Check, and keep whether the server was ever ready and how often it failed since its last golden answer."""
-    was_ready, count, busy, stubs = (FOLDER / name for name in ("ready", "failures", "busy", "stubs"))
+    was_ready, count, overloaded, stubs = (FOLDER / name for name in ("ready", "failures", "overloaded", "stubs"))
     try:
         canaries = json.loads((FOLDER / "canaries.json").read_text())
     except (OSError, ValueError):
@@ -143,15 +143,15 @@ def main() -> int:
     if not faults:
         was_ready.touch()
         count.unlink(missing_ok=True)
-        busy.unlink(missing_ok=True)
+        overloaded.unlink(missing_ok=True)
         stubs.write_text(str(living_stubs()))
         return 0
     print("; ".join(fault.message for fault in faults))
     if not ready:
         return 1
     if all(fault.overloaded for fault in faults) and living_stubs() >= read_count(stubs):
-        busy.write_text(str(read_count(busy) + 1))
-        if read_count(busy) <= BUSY_CHECKS:
+        overloaded.write_text(str(read_count(overloaded) + 1))
+        if read_count(overloaded) <= MAX_OVERLOADED_CHECKS:
             count.write_text(str(failures))
             return 0
     if failures + 1 >= FAILURES:

@@ -51,7 +51,7 @@ def main() -> None:
     environment = deployment.settings_for_children(settings).child_environment()
     os.environ.clear()
     os.environ.update(environment)
-    os.environ.update(deployment.mark_verified())
+    os.environ.update(deployment.environment())
     if settings.workers == 1:
         uvicorn.run(APPLICATION, workers=1, **_uvicorn_arguments(settings))  # overrides WEB_CONCURRENCY
         return

@@ -44,7 +44,7 @@ class FastapiServer(Server):
         """The service, with the bundles by their paths."""
         make_scratch_folder(self.folder)
         environment = self.deployment.settings_for_children(self.settings).child_environment()
-        environment |= self.deployment.mark_verified()
+        environment |= self.deployment.environment()
         environment |= {"OMP_NUM_THREADS": str(self.settings.threads), "PYTHONUNBUFFERED": "1"}
         # For uploads that are too large for memory, and for what the workers share.
         environment["TMPDIR"] = str(scratch_folder(self.folder))

@@ -19,7 +19,7 @@ from serving.settings import ServerSettings, ServingSettings
 
 EffectiveSettings = dict[str, object]
 REPAIR_AFTER_S: Final = 20.0  # time for a server to replace its own workers
-# What `trident status` compares with what was asked for, in this order.
+# Settings that `trident status` compares with the requested ones, in display order.
 READ_BACK: tuple[str, ...] = (
     *("runtime", "workers", "threads", "max_batch_size", "queue_delay_ms", "queue_size"),
     *("request_timeout_s", "max_body_bytes", "max_image_pixels"),
@@ -155,8 +155,8 @@ class Server(ABC):
     # --- for subclasses
 
     def child_environment(self) -> dict[str, str]:
-        """This process's environment, with the mark that spares children to verify the same bundles again."""
-        return {**os.environ, **self.deployment.mark_verified()}
+        """This process's environment, plus the variable that saves children from verifying the same bundles again."""
+        return {**os.environ, **self.deployment.environment()}
 
 
 def server_class(name: ServerName) -> type[Server]:

@@ -1,7 +1,7 @@
 """TorchServe as a supervised server.
 
 We execute java ourselves: the `torchserve` wrapper leaves orphans. TorchServe restarts a killed worker by itself, for
-`maxRetryTimeoutInSec`; then it gives the worker up for good, while /ping stays healthy and requests wait for nobody.
+`maxRetryTimeoutInSec`; then it gives the worker up for good, while /ping stays healthy and requests wait forever.
 SIGTERM cuts requests off, so the supervisor drains first.
 """
 
@@ -30,7 +30,7 @@ from serving.torchserve_server.configuration import LOG4J2_XML, METRICS_YAML, co
 from serving.torchserve_server.management import Management
 
 _POLL_S: Final = 0.05
-_UNLOAD_PATIENCE: Final = 6  # times `request_timeout_s`: TorchServe lets a request wait for any time
+_UNLOAD_PATIENCE: Final = 6  # times `request_timeout_s`: TorchServe lets a request wait indefinitely
 _JVM_FLAGS: Final = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:MaxDirectMemorySize=512m")
 
 
@@ -100,7 +100,7 @@ class TorchserveServer(Server):
             "OMP_NUM_THREADS": str(self.settings.threads),
             "PYTHONUNBUFFERED": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-            # Keys do not belong into an archive: the workers read them here.
+            # Keys must not be in an archive: the workers read them here.
             "TRIDENT_API_KEYS": self.settings.as_environment()["TRIDENT_API_KEYS"],
         }
 
@@ -168,7 +168,7 @@ class TorchserveServer(Server):
     def predictions_served(self, bundle: Bundle) -> float | None:
         """Batches, by our handler's histogram: TorchServe's own counter leaves gRPC out.
 
-        TorchServe keeps a request in its queue for any time, so silence does not tell an overloaded server from a dead one.
+        TorchServe keeps a request in its queue indefinitely, so silence does not tell an overloaded server from a dead one.
         """
         return self._management.handler_metric("trident_inference_seconds_count", bundle)
 

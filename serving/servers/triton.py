@@ -29,7 +29,7 @@ from serving.servers.server import EffectiveSettings, KillTarget, Server, StartC
 from serving.settings import ServingSettings
 from serving.triton_server.admission import count_waiting, free_all
 from serving.triton_server.control import ADMIN_HEADER, TritonControl
-from serving.triton_server.environment import find_triton, prepare_backends
+from serving.triton_server.environment import TritonEnvironment, find_triton, prepare_backends
 from serving.triton_server.repository import (
     admission_file,
     build_repository,
@@ -57,6 +57,7 @@ class TritonServer(Server):
 
     def __init__(self, settings: ServingSettings, deployment: Deployment, folder: Path) -> None:
         super().__init__(settings, deployment, folder)
+        self._environment: TritonEnvironment | None = None
         self._token = secrets.token_urlsafe()
         self._repository = self.folder / "model_repository"
         self._shared_prefix = f"{SHARED_MEMORY / scratch_name(self.folder)}_"
@@ -98,15 +99,15 @@ class TritonServer(Server):
                 is_default=self.deployment.is_default(bundle),
                 shared_prefix=self._shared_prefix,
             )
-        if self.settings.triton_home is None:  # the image has seen to its own
-            prepare_backends(self.settings, self.folder / "backends")
+        if self.settings.triton_home is None:  # the image brings its own
+            self._environment = prepare_backends(self.settings, self.folder / "backends")
 
     def start_command(self) -> StartCommand:
         """tritonserver on the model repository."""
         remove_scratch(self.folder)
         settings, ports, host = self.settings, self.settings.ports, self.settings.host
         if settings.triton_home is None:
-            triton = find_triton(settings.triton_python)
+            triton = self._environment or find_triton(settings.triton_python)
             server, backends, environment = triton.server, self.folder / "backends", triton.variables
         else:
             server, backends = settings.triton_home, settings.triton_home / "backends"
@@ -123,7 +124,7 @@ class TritonServer(Server):
             f"--backend-config=python,shm-region-prefix-name={scratch_name(self.folder)}_",
             *self._restrictions(),
         )
-        return StartCommand(argv, {**environment, **self.deployment.mark_verified()}, self.folder)
+        return StartCommand(argv, {**environment, **self.deployment.environment()}, self.folder)
 
     def _check_device(self) -> None:
         settings = self.settings

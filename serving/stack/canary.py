@@ -33,7 +33,7 @@ class _GoldenRequest:
 class Canary:
     """One golden request for every deployed version, and one for the default version of each model.
 
-    The examples are read once: what happens to a bundle's folder later says nothing about a running server.
+    The examples are read once: later changes of a bundle's folder must not affect the health check of a running server.
     """
 
     def __init__(self, deployment: Deployment, settings: ServingSettings) -> None:

@@ -18,6 +18,7 @@ from bundle.errors import DeploymentError
 from bundle.store import Bundle
 from serving.clients.endpoint import SERVERS, ServerName
 from serving.deployment import Deployment
+from serving.runtimes import artefact_for
 from serving.scratch import remove_scratch
 from serving.settings import ServingSettings
 from serving.stack.ports import check_ports_free, free_ports
@@ -57,6 +58,7 @@ def start_stack(
 
     Raises:
         DeploymentError: a stack runs already, a port is taken, or a server did not become ready. Nothing is left running.
+        BundleError: a bundle is missing or damaged, or has no file for the settings' runtime and precision.
     """
     if settings.is_exposed and not settings.api_keys and not settings.trust_network:
         raise DeploymentError(
@@ -68,6 +70,8 @@ def start_stack(
         if running is not None:
             raise DeploymentError(f"a stack runs already ({', '.join(running.servers)}); stop it with `trident down`")
         deployment = deployment or Deployment.of(settings)
+        for bundle in deployment:
+            artefact_for(bundle, settings.runtime, settings.precision)  # a missing one is an error here, not in the log
         settings = deployment.settings_for_children(settings)
         if choose_ports:
             settings = settings.model_copy(update={"ports": free_ports()})
@@ -79,7 +83,7 @@ def start_stack(
         try:
             state = _until_ready(process, folder, on_change)
             if not state.ready:
-                raise DeploymentError(_why(state, folder))
+                raise DeploymentError(_failure_message(state, folder))
         except BaseException:
             process.send_signal(signal.SIGTERM)
             process.wait()
@@ -141,7 +145,7 @@ def roll_out_bundle(bundle: Bundle, folder: Path = STACK, on_change: OnChange = 
                 if state != last:
                     on_change(state)
                     last = state
-                if rollout.over:
+                if rollout.finished:
                     return rollout
             time.sleep(_POLL_S)
 
@@ -153,9 +157,19 @@ def running_stack(
     folder: Path = STACK,
     on_change: OnChange = lambda _: None,
     timing: SupervisionTiming | None = None,
+    deployment: Deployment | None = None,
 ) -> Iterator[StackState]:
     """A stack on free ports for the duration of a block. It also stops when this process ends."""
-    state = start_stack(settings, servers, folder, choose_ports=True, owned=True, timing=timing, on_change=on_change)
+    state = start_stack(
+        settings,
+        servers,
+        folder,
+        deployment=deployment,
+        choose_ports=True,
+        owned=True,
+        timing=timing,
+        on_change=on_change,
+    )
     try:
         yield state
     finally:
@@ -187,7 +201,7 @@ def _spawn_supervisor(
     with (folder / "supervisor.log").open("wb") as log:
         process = subprocess.Popen(
             command,
-            env={**settings.child_environment(), **deployment.mark_verified()},
+            env={**settings.child_environment(), **deployment.environment()},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -215,7 +229,7 @@ def _until_ready(process: subprocess.Popen[bytes], folder: Path, on_change: OnCh
         time.sleep(_POLL_S)
 
 
-def _why(state: StackState, folder: Path) -> str:
+def _failure_message(state: StackState, folder: Path) -> str:
     parts = []
     for name, server in state.servers.items():
         if server.phase == "failed":

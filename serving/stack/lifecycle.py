@@ -93,7 +93,7 @@ class Lifecycle:
         was_ready, restarts = state.ready_after_s is not None, state.restarts
         await self._prepare()
         started = time.monotonic()
-        command = server.start_command()
+        command = await asyncio.to_thread(server.start_command)
         child = await Child.start(command.argv, command.environment, command.folder, stack.log_path(name))
         server.started(child.pid)
         stack.note(name, phase="restarting" if restarts else "starting", pid=child.pid, endpoint=server.endpoint)
@@ -150,7 +150,7 @@ class Lifecycle:
                     if fault is None:
                         return None
                     last = fault.message
-            except Exception as error:  # it does not listen yet, or breaks off
+            except Exception as error:  # it does not listen yet, or drops the connection
                 last = str(error) or type(error).__name__
             if time.monotonic() > deadline:
                 return f"not ready after {stack.settings.start_timeout_s:.0f} s: {last}"
@@ -171,7 +171,6 @@ class Lifecycle:
                 return None
             if stack.rolling_out:
                 continue
-            self.server.deployment = stack.deployment
             state = stack.state_of(self.name)
             broken = await self._attempt(self.server.probe)
             broken_since = min(broken_since, time.monotonic()) if broken else math.inf
@@ -190,9 +189,9 @@ class Lifecycle:
             repaired = await self._attempt(self.server.repair)
             if repaired:
                 stack.note(self.name, message=f"{fault.message}: {repaired}", repairs=state.repairs + 1)
-            hopeless = time.monotonic() - broken_since > stack.settings.start_timeout_s
-            silent = failed_canaries >= timing.max_failed_canaries and not repaired
-            if (hopeless or silent) and child.exit_code is None:
+            not_repaired = time.monotonic() - broken_since > stack.settings.start_timeout_s
+            unresponsive = failed_canaries >= timing.max_failed_canaries and not repaired
+            if (not_repaired or unresponsive) and child.exit_code is None:
                 self.prepare_again()  # its files may have been damaged
                 return (wrong or fault).message
 

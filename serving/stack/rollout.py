@@ -67,7 +67,7 @@ def roll_out(
         try:
             server.unload(old)
             on_step(name, "done")
-        except (TridentError, OSError) as error:  # the switch stands; the old version only takes memory
+        except (TridentError, OSError) as error:  # the switch is kept; the old version only takes memory
             log.warning("%s still holds %s: %s", name, old.name, error)
             on_step(name, f"done, but {old.name} is still loaded: {error}")
 

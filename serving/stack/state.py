@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from bundle.atomic_file import atomic_write
 from serving.clients.endpoint import Endpoint, ServerName
@@ -29,7 +29,7 @@ class ServerState(BaseModel):
     pid: int | None = None
     endpoint: Endpoint | None = None
     restarts: int = 0
-    repairs: int = 0
+    repairs: int = Field(default=0, validation_alias=AliasChoices("repairs", "mended"))  # mended: before 0.2.0
     ready_after_s: float | None = None
     message: str = ""
 
@@ -46,7 +46,7 @@ class RolloutState(BaseModel):
     message: str = ""
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """It is done or refused."""
         return self.phase in ("done", "refused")
 

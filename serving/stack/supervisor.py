@@ -19,11 +19,11 @@ from pathlib import Path
 import psutil
 
 from bundle.errors import DeploymentError, TridentError
-from bundle.store import Bundle, read_bundle
+from bundle.store import Bundle
 from serving.clients.endpoint import SERVERS, ServerName
-from serving.deployment import Deployment
+from serving.deployment import Deployment, read_verified
 from serving.processes import adopt_orphans
-from serving.servers.server import server_class
+from serving.servers.server import Server, server_class
 from serving.settings import ServingSettings, load_settings
 from serving.stack.canary import Canary
 from serving.stack.lifecycle import Lifecycle
@@ -63,11 +63,7 @@ class Supervisor:
         self.rolling_out = False
         self.deployment = Deployment.of(settings)
         self.canary = Canary(self.deployment, settings)
-        self.lives = {
-            name: Lifecycle(server_class(name)(settings, self.deployment, folder / name), self) for name in servers
-        }
-        for life in self.lives.values():
-            life.server.repair_after_s = self.timing.repair_after_s
+        self.lives = {name: Lifecycle(self._make_server(name), self) for name in servers}
         self.state = StackState(
             pid=os.getpid(),
             process_created=psutil.Process().create_time(),
@@ -75,6 +71,11 @@ class Supervisor:
             bundles=[bundle.path for bundle in self.deployment],
             servers={name: ServerState() for name in servers},
         )
+
+    def _make_server(self, name: ServerName) -> Server:
+        made = server_class(name)(self.settings, self.deployment, self.folder / name)
+        made.repair_after_s = self.timing.repair_after_s
+        return made
 
     async def run(self) -> None:
         """Until `stop` is set."""
@@ -128,12 +129,16 @@ class Supervisor:
             loop.call_soon_threadsafe(lambda: self._change_rollout({}, {server: step}))
 
         try:
-            new = await asyncio.to_thread(read_bundle, path)
+            new, fingerprint = await asyncio.to_thread(read_verified, path)
             old = self._replaced_by(new)
-            deployment = self.deployment.replace(old, new)
+            deployment = self.deployment.replace(old, new, fingerprint)
             canary = await asyncio.to_thread(self.canary.replaced, deployment)
-        except (TridentError, OSError) as error:
-            self._change_rollout({"phase": "refused", "message": str(error)})
+        except TridentError as error:
+            self._change_rollout({"phase": "refused", "message": error.message})
+            return
+        except Exception as error:  # a bundle that is not what its manifest says, in a way that nobody foresaw
+            log.exception("the rollout of %s failed", path)
+            self._change_rollout({"phase": "refused", "message": f"{type(error).__name__}: {error}"})
             return
         servers = {name: life.server for name, life in self.lives.items()}
         self.rolling_out = True
@@ -146,6 +151,8 @@ class Supervisor:
             self._refuse(f"{type(error).__name__}: {error}")
         else:
             self.deployment, self.canary = deployment, canary
+            for server in servers.values():
+                server.deployment = deployment
             self.state.bundles = [bundle.path for bundle in self.deployment]
             self.state.previous = old.path
             await asyncio.sleep(0)  # for the last steps
@@ -219,9 +226,11 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    settings = load_settings()
     adopt_orphans()
-    asyncio.run(_supervise(arguments, settings))
+    try:
+        asyncio.run(_supervise(arguments, load_settings()))
+    except TridentError as error:
+        sys.exit(f"error: {error.message}")
 
 
 if __name__ == "__main__":

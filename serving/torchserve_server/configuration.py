@@ -27,7 +27,7 @@ def model_config(settings: ServerSettings) -> dict[str, Any]:
         "maxRetryTimeoutInSec": 300,
         "jobQueueSize": settings.queue_size,
         "deviceType": "cpu" if settings.device == "cpu" else "gpu",
-        # Keys do not belong into an archive: workers read TRIDENT_API_KEYS.
+        # Keys must not be in an archive: workers read TRIDENT_API_KEYS.
         "trident": settings.model_dump(mode="json", exclude={"api_keys"}),
     }
 

@@ -21,8 +21,8 @@ from bundle.errors import EmptyImageError, RequestError, TridentError, Unauthori
 from bundle.postprocess import TOP_K_HEADER, answer, parse_top_k
 from bundle.preprocess import Pixels, preprocess
 from bundle.schemas import problem
+from bundle.store import read_bundle
 from serving.api_keys import ApiKeys, given_key
-from serving.deployment import read_deployed
 from serving.runtimes import ready_runtime
 from serving.settings import ServingSettings
 
@@ -40,7 +40,7 @@ class TridentHandler:
         """Load the model, warm it up, and reproduce its golden answers. Then TorchServe counts the worker as ready."""
         self.settings = ServingSettings(**context.model_yaml_config["trident"]).of("torchserve")  # and TRIDENT_API_KEYS
         self.keys = ApiKeys(self.settings.api_keys)
-        self.bundle = read_deployed(Path(context.system_properties["model_dir"]))
+        self.bundle = read_bundle(Path(context.system_properties["model_dir"]))
         self.runtime = ready_runtime(self.bundle, self.settings)
         log.info("%s is ready: %s, %d threads", self.bundle.name, self.settings.runtime, self.settings.threads)
 

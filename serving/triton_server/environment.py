@@ -1,6 +1,6 @@
 """The environment in which Triton and its python models run: the nvidia-pytriton wheel, with an older numpy.
 
-What is checked here was measured: a stub that cannot start makes the server hang for ever, numpy 2 crashes it, and it
+Each check guards against an observed failure: a stub that cannot start makes the server hang for ever, numpy 2 crashes it, and it
 refuses a symlinked backend (so the backends are copied).
 """
 

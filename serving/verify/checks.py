@@ -51,7 +51,7 @@ Outcome = tuple[bool | None, str]
 
 
 @dataclass(frozen=True)
-class VerifiedLane:
+class LaneUnderTest:
     """What the checks of one lane share."""
 
     endpoint: Endpoint
@@ -92,7 +92,7 @@ def verify(
         settings: what the server runs with: its precision decides the tolerance.
         is_default: whether the bundle's version answers requests that name none.
     """
-    lane = VerifiedLane(endpoint, protocol, bundle, settings, is_default)
+    lane = LaneUnderTest(endpoint, protocol, bundle, settings, is_default)
     checks: list[Check] = []
 
     def check(name: str, outcome: Callable[[], Outcome]) -> None:
@@ -103,9 +103,9 @@ def verify(
 
     golden = bundle.golden_examples()
     result = _ask(lane, golden)
-    check("golden probabilities", lambda: _without(result, "no-answer", "probabilities"))
-    check("labels", lambda: _without(result, "no-answer", "labels"))
-    check("version", lambda: _without(result, "no-answer", "version"))
+    check("golden probabilities", lambda: _no_faults(result, "no-answer", "probabilities"))
+    check("labels", lambda: _no_faults(result, "no-answer", "labels"))
+    check("version", lambda: _no_faults(result, "no-answer", "version"))
     check("default version", lambda: _default_version(lane))
     runtime = _reference(lane)
     for name, data in edge_case_images().items():
@@ -120,7 +120,7 @@ def verify(
     check("a bad one among good ones", lambda: _independent(lane, golden))
     check("health", lambda: _health(lane))
     check("metrics", lambda: _metrics(lane, image))
-    check("golden answers again", lambda: _without(_ask(lane, golden)))  # the broken images did no harm
+    check("golden answers again", lambda: _no_faults(_ask(lane, golden)))  # the broken images did no harm
     return checks
 
 
@@ -132,12 +132,12 @@ def all_passed(checks: Sequence[Check]) -> bool:
 # --- right answers
 
 
-def _ask(lane: VerifiedLane, examples: list[GoldenExample]) -> GoldenResult:
+def _ask(lane: LaneUnderTest, examples: list[GoldenExample]) -> GoldenResult:
     with lane.client() as client:
         return check_examples(client, examples, lane.tolerance)
 
 
-def _without(result: GoldenResult, *kinds: str) -> Outcome:
+def _no_faults(result: GoldenResult, *kinds: str) -> Outcome:
     """Passed if there is no fault of these kinds (none named: of any kind)."""
     faults = [f"{name}: {fault}" for name, fault in result.faults if not kinds or fault.kind in kinds]
     if faults:
@@ -146,7 +146,7 @@ def _without(result: GoldenResult, *kinds: str) -> Outcome:
     return True, f"{result.images} images, max |difference| {result.max_abs_difference or 0.0:.1e}"
 
 
-def _default_version(lane: VerifiedLane) -> Outcome:
+def _default_version(lane: LaneUnderTest) -> Outcome:
     manifest = lane.bundle.manifest
     if not lane.is_default:
         return None, "another version is the default"
@@ -157,16 +157,16 @@ def _default_version(lane: VerifiedLane) -> Outcome:
     return right, f"{answer.model}:{answer.version} answers when the request names no version"
 
 
-def _reference(lane: VerifiedLane) -> Runtime:
+def _reference(lane: LaneUnderTest) -> Runtime:
     """The model in this process: the expected answers to images without golden ones."""
     runtime = "onnxruntime" if lane.settings.precision == "fp32" else lane.settings.runtime
     return open_runtime(lane.bundle, runtime, lane.settings.precision, "cpu", 1)
 
 
-def _edge_case(lane: VerifiedLane, runtime: Runtime, name: str, data: bytes) -> Outcome:
+def _edge_case(lane: LaneUnderTest, runtime: Runtime, name: str, data: bytes) -> Outcome:
     probabilities = runtime.infer(preprocess(data, lane.bundle.manifest.input)[np.newaxis])[0]
     example = GoldenExample(name, data, Expected(probabilities))
-    return _without(_ask(lane, [example]))
+    return _no_faults(_ask(lane, [example]))
 
 
 # --- errors
@@ -183,7 +183,7 @@ def _broken(image: bytes) -> dict[str, bytes]:
 
 
 def _refused(
-    lane: VerifiedLane,
+    lane: LaneUnderTest,
     image: bytes,
     *,
     top_k: int | None = None,
@@ -200,7 +200,7 @@ def _refused(
     return False, f"answered {answer.top.label!r}"
 
 
-def _independent(lane: VerifiedLane, golden: Sequence[GoldenExample]) -> Outcome:
+def _independent(lane: LaneUnderTest, golden: Sequence[GoldenExample]) -> Outcome:
     """Concurrent requests, one of them broken: only that one fails, with a client error."""
     good = [golden[number % len(golden)] for number in range(_CONCURRENT - 1)]
     image = golden[0].data
@@ -218,7 +218,7 @@ def _independent(lane: VerifiedLane, golden: Sequence[GoldenExample]) -> Outcome
 # --- what operators see
 
 
-def _health(lane: VerifiedLane) -> Outcome:
+def _health(lane: LaneUnderTest) -> Outcome:
     if lane.protocol != "http":
         return None, "checked over HTTP"
     dialect = dialect_of(lane.endpoint.server)
@@ -232,26 +232,28 @@ def _health(lane: VerifiedLane) -> Outcome:
     return model == 200 and unknown != 200, f"ready: the model {model}, an unknown one {unknown}"
 
 
-def _metrics(lane: VerifiedLane, image: bytes) -> Outcome:
+def _metrics(lane: LaneUnderTest, image: bytes) -> Outcome:
     if lane.protocol != "http":
         return None, "checked over HTTP"
+    counter = dialect_of(lane.endpoint.server).request_counter
     before = _counted(lane)
+    if before is None:
+        return False, f"{lane.endpoint.metrics_url} does not answer"
     with lane.client() as client:
         client.predict(image, 1)
     deadline = time.monotonic() + _COUNTED_WITHIN_S
-    while (after := _counted(lane)) <= before and time.monotonic() < deadline:
+    while (after := _counted(lane) or 0.0) <= before and time.monotonic() < deadline:
         time.sleep(0.05)
-    counter = dialect_of(lane.endpoint.server).request_counter
     return after > before, f"{counter}: {before:.0f}, after a request {after:.0f}"
 
 
-def _counted(lane: VerifiedLane) -> float:
-    """The counter of requests, over all labels; 0 if it is not there."""
+def _counted(lane: LaneUnderTest) -> float | None:
+    """The counter of requests, over all labels; None if it cannot be read."""
     counter = dialect_of(lane.endpoint.server).request_counter
-    return metric_sum(lane.endpoint.metrics_url, rf"{counter}\{{.*\}}") or 0.0
+    return metric_sum(lane.endpoint.metrics_url, rf"{counter}\{{.*\}}")
 
 
-def _status(lane: VerifiedLane, path: str) -> int:
+def _status(lane: LaneUnderTest, path: str) -> int:
     """The status of a GET; 0 if there is no response."""
     key = lane.settings.client_key
     try:

@@ -29,7 +29,7 @@ _POLL_S: Final = 0.05
 
 @dataclass(frozen=True)
 class FaultResult:
-    """What the loss of one process cost.
+    """The cost of killing one process.
 
     Args:
         requests, lost, wrong: since the kill.

@@ -1,4 +1,4 @@
-"""Images that break servers which only ever saw photographs: made here, deterministic, small."""
+"""Images that break servers tested only with photographs; generated here, deterministic and small."""
 
 import io
 

@@ -65,7 +65,7 @@ def test_a_manifest_cannot_point_outside(copy: Path) -> None:
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no bundle"):
+    with pytest.raises(BundleError, match="not a bundle"):
         read_bundle(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_versions_are_never_overwritten(tmp_path: Path) -> None:
     with writing_bundle("m", 1, tmp_path) as folder:
         (folder / "manifest.json").write_text("{}")
-    with pytest.raises(BundleError, match="there already"), writing_bundle("m", 1, tmp_path):
+    with pytest.raises(BundleError, match="exists already"), writing_bundle("m", 1, tmp_path):
         pass
     assert next_version("m", tmp_path) == 2
 

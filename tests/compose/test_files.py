@@ -53,9 +53,9 @@ def test_dockerfiles_pin_their_bases_and_pull_no_frontend() -> None:
         if "onnxruntime" in text or "cpu" in text:
             assert "ORT_DISABLE_TELEMETRY=1" in text, file.name
     shared = {
-        re.findall(r"(?ms)^ARG PYTHON_IMAGE.*?(?=^# --- what else)", (ROOT / f"docker/{name}.Dockerfile").read_text())[
-            0
-        ]
+        re.findall(
+            r"(?ms)^ARG PYTHON_IMAGE.*?(?=^# --- other requirements)", (ROOT / f"docker/{name}.Dockerfile").read_text()
+        )[0]
         for name in ("training", "torchserve")
     }
     assert len(shared) == 1, "the lines of the layer that two images share differ"

@@ -270,7 +270,7 @@ def test_a_queue_that_a_dead_stub_keeps_full_is_a_failure(was_ready: dict[str, A
 
 
 def test_nobody_is_busy_for_ever(was_ready: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "BUSY_CHECKS", 3)
+    monkeypatch.setattr(health, "MAX_OVERLOADED_CHECKS", 3)
     FakeServer.refusal = None
     for _ in range(2):  # a golden answer begins it anew
         assert health.main() == 0

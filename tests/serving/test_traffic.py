@@ -10,8 +10,8 @@ from serving.clients import traffic as module
 from serving.clients.endpoint import Endpoint
 from serving.clients.traffic import Traffic, TrafficRecord, TrafficRequest
 from tests.serving.golden_client import MadeUpClient, golden_answer
+from trident.console.output import console
 from trident.console.rollout import _show_traffic
-from trident.console.stack import console
 
 
 class OtherImages(Bundle):

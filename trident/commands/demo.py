@@ -3,15 +3,14 @@
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
+from trident.console.output import console
 from trident.lineup import open_lineup
 
 if TYPE_CHECKING:
     from bundle.store import Bundle
 
 commands = typer.Typer()
-console = Console()
 
 
 @commands.command(rich_help_panel="Measurement")

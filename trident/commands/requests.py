@@ -56,13 +56,13 @@ def drill(
     """Kill the processes of a separate stack under load, and show how long each server takes to recover."""
     import tempfile
 
-    from bundle.store import find_bundle
+    from serving.deployment import Deployment
     from serving.settings import load_settings
     from serving.stack.endpoints import server_names
     from trident.console.requests import drill_servers
 
     settings = load_settings(workers=workers)
+    deployment = Deployment.of_one(model, settings)
     with tempfile.TemporaryDirectory(prefix="trident-drill-") as folder:
-        bundle = find_bundle(model, settings.bundles)
-        right = drill_servers(settings, server_names(servers), bundle, Path(folder))
+        right = drill_servers(settings, server_names(servers), deployment, Path(folder))
     raise typer.Exit(0 if right else 1)

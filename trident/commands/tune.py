@@ -3,13 +3,12 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from trident.console.output import console
 from trident.lineup import lane_opener
 from trident.options import ModelOption, ServersOption
 
 commands = typer.Typer()
-console = Console()
 
 
 @commands.command(rich_help_panel="Measurement")

@@ -1,4 +1,4 @@
-"""The console on which training and export write."""
+"""The console of all commands."""
 
 from contextlib import AbstractContextManager
 from typing import Any

@@ -10,11 +10,13 @@ from bundle.errors import TridentError
 from bundle.store import Bundle
 from serving.clients.connect import connect
 from serving.clients.endpoint import Endpoint, Protocol, ServerName
+from serving.deployment import Deployment
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
 from serving.verify.checks import Check, verify
 from serving.verify.drill import CLIENTS, FaultResult, drill
-from trident.console.stack import console, plain_table, showing_stack
+from trident.console.output import console
+from trident.console.stack import plain_table, showing_stack
 
 
 def predict_images(
@@ -73,21 +75,22 @@ def verify_servers(
     return not failed
 
 
-def drill_servers(settings: ServingSettings, servers: Sequence[ServerName], bundle: Bundle, folder: Path) -> bool:
+def drill_servers(
+    settings: ServingSettings, servers: Sequence[ServerName], deployment: Deployment, folder: Path
+) -> bool:
     """Start a separate stack in `folder`, kill its processes one by one under load, and show the cost. True if no answer
     was wrong.
 
     Raises:
         DeploymentError: a server does not start, or does not recover.
     """
-    settings = settings.model_copy(update={"models": (str(bundle.path),)})
-    console.print(f"starting {', '.join(servers)} with {bundle.name}, {settings.workers} workers each")
+    console.print(f"starting {', '.join(servers)} with {deployment.names}, {settings.workers} workers each")
     results: list[FaultResult] = []
     with ExitStack() as stack:
         with showing_stack() as on_change:
-            stack.enter_context(running_stack(settings, servers, folder, on_change))
+            stack.enter_context(running_stack(settings, servers, folder, on_change, deployment=deployment))
         with console.status(f"killing processes under load ({CLIENTS} clients)"):
-            for result in drill(folder, bundle, settings):
+            for result in drill(folder, deployment.bundles[0], settings):
                 console.print(f"killed {result.server}: {result.killed}", highlight=False)
                 results.append(result)
     _show_drill(results)

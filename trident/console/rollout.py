@@ -16,7 +16,8 @@ from serving.settings import ServingSettings
 from serving.stack.control import OnChange, roll_out_bundle
 from serving.stack.endpoints import running_state, settings_in_force
 from serving.stack.state import StackState
-from trident.console.stack import console, plain_table
+from trident.console.output import console
+from trident.console.stack import plain_table
 
 _BEFORE_AND_AFTER_S: Final = 1.0  # requests before and after a rollout
 _PAUSE_S: Final = 0.02  # between a client's requests, so that they leave the cores to the rollout

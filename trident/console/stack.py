@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
@@ -16,8 +16,7 @@ from serving.deployment import Deployment
 from serving.settings import ServingSettings
 from serving.stack.control import OnChange, start_stack, stop_stack
 from serving.stack.state import Phase, ServerState, StackState
-
-console = Console()
+from trident.console.output import console
 
 COLORS: Final = {
     "ready": "green",

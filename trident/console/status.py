@@ -18,7 +18,8 @@ from serving.settings import ServingSettings
 from serving.stack.control import current_stack
 from serving.stack.endpoints import settings_in_force
 from serving.stack.state import STACK, UP, ServerState, StackState, log_folder
-from trident.console.stack import COLORS, console, plain_table
+from trident.console.output import console
+from trident.console.stack import COLORS, plain_table
 
 _TIMEOUT_S = 5.0
 

@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
@@ -12,8 +11,7 @@ from loadtest.benchmark.result import RESULTS
 from loadtest.settings import BenchSettings
 from loadtest.tune import Changes, OpenLane, Screened, tune, write_tuned
 from trident.console.bench import PROGRESS, write_report_to
-
-console = Console()
+from trident.console.output import console
 
 
 def run_tune(open_lane: OpenLane, server: str, tried: list[Changes], bundle: Bundle, settings: BenchSettings) -> bool:

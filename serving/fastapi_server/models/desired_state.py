@@ -17,14 +17,14 @@ from pydantic import BaseModel, ConfigDict
 
 from bundle.atomic_file import atomic_write
 from bundle.store import Bundle
-from serving.deployment import Deployment, manifest_digest
+from serving.deployment import Deployment
 
 SHARED_PREFIX: Final = "trident-workers-"  # the folder in TMPDIR that the workers of a service share
 STATE_FOLDER: Final = "state"  # the state's folder in it
 
 
 class DesiredBundle(BaseModel):
-    """A bundle whose files have been verified; `digest` is its `manifest_digest`."""
+    """A bundle whose files have been verified; `digest` is that of its manifest."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,9 +37,7 @@ class DesiredBundle(BaseModel):
     def of(cls, bundle: Bundle) -> Self:
         """A bundle that was just verified."""
         manifest = bundle.manifest
-        return cls(
-            model=manifest.model, version=manifest.version, path=bundle.path, digest=manifest_digest(bundle.path)
-        )
+        return cls(model=manifest.model, version=manifest.version, path=bundle.path, digest=bundle.digest)
 
     @property
     def name(self) -> str:

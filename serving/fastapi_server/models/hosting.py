@@ -15,7 +15,6 @@ from typing import Final
 from bundle.errors import BundleError, UnavailableError, UnknownModelError
 from bundle.preprocess import Pixels, preprocess
 from bundle.store import Bundle, list_bundles, read_bundle
-from serving.deployment import manifest_digest
 from serving.fastapi_server.metrics import Metrics, ModelMetrics
 from serving.fastapi_server.models.batcher import Batcher
 from serving.fastapi_server.models.desired_state import DesiredBundle, DesiredState
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HostedModel:
-    """One version of one model, ready for requests. `digest` is the bundle's `manifest_digest`."""
+    """One version of one model, ready for requests. `digest` is the bundle's."""
 
     bundle: Bundle
     digest: str
@@ -45,7 +44,7 @@ class HostedModel:
             BundleError, DeploymentError: the bundle cannot be served.
         """
         bundle = await asyncio.to_thread(read_bundle, desired.path, check=False)
-        if manifest_digest(desired.path) != desired.digest:
+        if bundle.digest != desired.digest:
             raise BundleError(f"bundle {desired.name} has changed on disk since it was deployed; load it again")
         runtime = await asyncio.to_thread(ready_runtime, bundle, settings)
         spec, max_image_pixels = bundle.manifest.input, settings.max_image_pixels

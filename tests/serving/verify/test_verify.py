@@ -13,7 +13,7 @@ from serving.clients.http_client import HttpClient
 from serving.clients.http_wire import RefusedError
 from serving.settings import ServingSettings
 from serving.verify import checks as module
-from serving.verify.checks import Check, VerifiedLane, all_passed, verify
+from serving.verify.checks import Check, LaneUnderTest, all_passed, verify
 from serving.verify.edge_case_images import edge_case_images
 from tests.serving.fastapi_server.live_service import live_service
 
@@ -116,7 +116,7 @@ def test_a_request_may_be_counted_a_little_later(
     monkeypatch.setattr(module, "_COUNTED_WITHIN_S", 1.0 if passed else 0.1)
     monkeypatch.setattr(module, "_counted", lambda _: counted.pop(0) if len(counted) > 1 else counted[0])
     outcome = module._metrics(
-        VerifiedLane(service, "http", digits, ServingSettings(), True), digits.golden_inputs()[0][1]
+        LaneUnderTest(service, "http", digits, ServingSettings(), True), digits.golden_inputs()[0][1]
     )
     assert outcome == (passed, f"trident_requests_total: 7, after a request {counted[-1]}")
 
