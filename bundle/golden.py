@@ -95,9 +95,8 @@ def _probabilities_fault(answer: Prediction, expected: Expected, tolerance: floa
     wanted = classes if expected.top_k is None else min(expected.top_k, classes)
     ids = [entry.class_id for entry in answer.predictions if entry.class_id < classes]
     if len(answer.predictions) != wanted or len(set(ids)) != wanted:
-        return Fault(
-            "probabilities", f"{len(answer.predictions)} classes ({len(set(ids))} different) instead of {wanted}"
-        )
+        twice = ", some of them twice," if len(set(ids)) < len(ids) else ""
+        return Fault("probabilities", f"{len(answer.predictions)} classes{twice} instead of {wanted}")
     difference = max_abs_difference(answer, expected)
     if not difference <= tolerance:
         tops = f"top-1 class {answer.top.class_id}, golden {int(expected.probabilities.argmax())}"
