@@ -6,7 +6,6 @@ better than the default there.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -71,24 +70,25 @@ class Tuned:
         )
 
 
-def candidates(server: str, cores: int, default: Changes) -> list[Changes]:
+def candidates(cores: int, default: Changes, in_effect: Callable[[Changes], Changes]) -> list[Changes]:
     """All combinations of workers and threads that fill the cores, batch sizes and queue delays, without those that are
     equivalent to another one or to the default.
+
+    Args:
+        in_effect: what the server makes of such settings: TorchServe's delay is in whole milliseconds, for example.
     """
     pairs = [(workers, cores // workers) for workers in range(1, cores + 1) if cores % workers == 0]
     found: list[Changes] = []
     for (workers, threads), batch, delay in itertools.product(pairs, _BATCHES, _DELAYS_MS):
         one = {"workers": workers, "threads": threads, "max_batch_size": batch, "queue_delay_ms": delay}
-        same = [_in_effect(server, other) == _in_effect(server, one) for other in (*found, default)]
+        same = [_effect(in_effect(other)) == _effect(in_effect(one)) for other in (*found, default)]
         if not any(same):
             found.append(one)
     return found
 
 
-def _in_effect(server: str, changes: Changes) -> Changes:
-    """The settings in effect: a batch of one has no delay; TorchServe's delay is in whole milliseconds, at least one."""
-    if server == "torchserve":
-        changes = changes | {"queue_delay_ms": float(max(1, math.ceil(changes["queue_delay_ms"])))}
+def _effect(changes: Changes) -> Changes:
+    """A batch of one has no delay."""
     if changes["max_batch_size"] == 1:
         changes = changes | {"queue_delay_ms": 0.0}
     return changes

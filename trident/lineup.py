@@ -110,6 +110,17 @@ def lane_opener(
     return open_lane
 
 
+def settings_in_effect(server: "ServerName", settings: "ServingSettings", changes: "Changes") -> "Changes":
+    """What a server makes of changed settings, by their names."""
+    from serving.deployment import Deployment
+    from serving.servers.server import server_class
+    from serving.tuning import Tuning
+
+    changed = settings.model_copy(update={server: Tuning(**changes)})
+    expected = server_class(server)(changed, Deployment(()), Path()).expected_settings()
+    return {name: expected[name] for name in changes}
+
+
 def servers_under_test(
     state: "StackState", endpoints: Sequence["Endpoint"], key: str | None
 ) -> list["ServerUnderTest"]:

@@ -15,8 +15,8 @@ from serving.clients.http_wire import Wire
 # The format of requests and responses. fastapi, torchserve, triton: one of our servers. image: the image as the body.
 # json, json-batch: the image in base64 in a JSON object. tensor: pixels by the Open Inference Protocol. null: the null
 # target, which answers without doing anything.
-Dialect = Literal["fastapi", "torchserve", "triton", "image", "json", "json-batch", "tensor", "null"]
-_THIRD_PARTY: tuple[Dialect, ...] = ("image", "json", "json-batch")
+DialectName = Literal["fastapi", "torchserve", "triton", "image", "json", "json-batch", "tensor", "null"]
+_THIRD_PARTY: tuple[DialectName, ...] = ("image", "json", "json-batch")
 
 
 class Lane(BaseModel):
@@ -38,7 +38,7 @@ class Lane(BaseModel):
     name: str
     server: str
     url: str
-    dialect: Dialect
+    dialect: DialectName
     model: str
     version: int | None = None
     path: str = ""

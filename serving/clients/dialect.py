@@ -48,6 +48,10 @@ class Dialect(ABC):
         """
         raise DeploymentError("this server does not speak gRPC; ask it over HTTP")
 
+    def hint(self, endpoint: Endpoint) -> str | None:
+        """What to try first, in Rich's markup; None: nothing that fits in a line."""
+        return None
+
     def tensor_model(self, model: str, version: int, settings: Mapping[str, object]) -> TensorModel | None:
         """Where pixels can be sent instead of an encoded image; None: nowhere.
 

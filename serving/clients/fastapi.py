@@ -36,6 +36,10 @@ class FastapiDialect(Dialect):
         """`POST /predict`."""
         return FastapiWire(model, version)
 
+    def hint(self, endpoint: Endpoint) -> str:
+        """An upload by curl, and the page to do it in a browser."""
+        return f"[bold]curl -F file=@image.png {endpoint.url}/predict[/], or open {endpoint.url}/docs"
+
     def tensor_model(self, model: str, version: int, settings: Mapping[str, object]) -> TensorModel:
         """The classifier behind `/v2`."""
         return TensorModel(f"/v2/models/{model}_classifier/versions/{version}")

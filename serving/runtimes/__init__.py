@@ -65,7 +65,7 @@ def ready_runtime(bundle: Bundle, settings: ServerSettings) -> Runtime:
         bundle, settings.runtime, settings.precision, settings.device, settings.threads, settings.max_batch_size
     )
     warm_up(runtime, bundle, settings.max_batch_size)
-    check_golden(runtime, bundle, artefact_for(bundle, settings.runtime, settings.precision).tolerance)
+    require_golden(runtime, bundle, artefact_for(bundle, settings.runtime, settings.precision).tolerance)
     return runtime
 
 
@@ -77,7 +77,7 @@ def warm_up(runtime: Runtime, bundle: Bundle, max_batch_size: int) -> None:
         runtime.infer(np.zeros((size, 3, spec.height, spec.width), np.uint8))
 
 
-def check_golden(runtime: Runtime, bundle: Bundle, tolerance: float) -> None:
+def require_golden(runtime: Runtime, bundle: Bundle, tolerance: float) -> None:
     """Compare the runtime's answers with the bundle's golden ones.
 
     Raises:

@@ -3,7 +3,7 @@
 import os
 import random
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,12 @@ from loadtest.lanes.parity_gate import LaneParity
 from loadtest.load import Load
 from loadtest.scenarios import Slo
 from loadtest.settings import BenchSettings
-from loadtest.tune import OpenLane, Screened, candidates, tune, write_tuned
+from loadtest.tune import Changes, OpenLane, Screened, candidates, tune, write_tuned
+from serving.clients.endpoint import ServerName
+from serving.settings import ServingSettings
 from tests.loadtest.lab import drive, lane, recording, result, run, server_with
 from tests.workplace import processes_of, trident
+from trident.lineup import settings_in_effect
 
 DEFAULT = {"workers": 1, "threads": 4, "max_batch_size": 8, "queue_delay_ms": 0.0}
 SLO = Slo(slo_ms=50, resolution=0.05)
@@ -31,15 +34,19 @@ SETTINGS = BenchSettings(scenarios=(SLO,))
 LATE = GeneratorHealth(cpu=0.2, lag_p50_ms=5, lag_p99_ms=50)
 
 
+def effect_on(server: ServerName) -> Callable[[Changes], Changes]:
+    return lambda changes: settings_in_effect(server, ServingSettings(), changes)
+
+
 def test_every_way_to_fill_the_cores_is_tried_but_nothing_twice() -> None:
-    tried = candidates("fastapi", 4, DEFAULT)
+    tried = candidates(4, DEFAULT, effect_on("fastapi"))
     assert {(one["workers"], one["threads"]) for one in tried} == {(1, 4), (2, 2), (4, 1)}
     batches = {(one["max_batch_size"], one["queue_delay_ms"]) for one in tried}
     assert batches == {(1, 0), (8, 0), (8, 2), (32, 0), (32, 2)}
     assert len(tried) == 3 * 5 - 1
     assert DEFAULT not in tried
     shortest = DEFAULT | {"queue_delay_ms": 1.0}  # of TorchServe
-    assert len(candidates("torchserve", 4, shortest)) == 3 * 5 - 1
+    assert len(candidates(4, shortest, effect_on("torchserve"))) == 3 * 5 - 1
 
 
 def simulated_server(serving: dict[str, Any], noise: float, load: Load) -> Recording:

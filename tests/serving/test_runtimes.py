@@ -9,7 +9,7 @@ import pytest
 from bundle.errors import BundleError, DeploymentError
 from bundle.preprocess import preprocess
 from bundle.store import Bundle
-from serving.runtimes import check_golden, open_runtime, ready_runtime
+from serving.runtimes import open_runtime, ready_runtime, require_golden
 from serving.settings import RuntimeName, ServingSettings
 
 
@@ -29,7 +29,7 @@ def test_wrong_weights_do_not_become_ready(digits: Bundle, other_weights: Bundle
     mixed = dataclasses.replace(digits, path=other_weights.path)
     wrong = open_runtime(mixed, "onnxruntime", "fp32", "cpu", 1)
     with pytest.raises(BundleError, match=r"golden answer to golden/00\.png"):
-        check_golden(wrong, digits, 1e-4)
+        require_golden(wrong, digits, 1e-4)
 
 
 def test_a_precision_that_the_bundle_lacks(digits: Bundle) -> None:

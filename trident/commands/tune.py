@@ -1,11 +1,12 @@
 """The command that searches the settings of the servers: tune."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from trident.console.output import console
-from trident.lineup import lane_opener
+from trident.lineup import lane_opener, settings_in_effect
 from trident.options import ModelOption, ServersOption
 
 commands = typer.Typer()
@@ -49,7 +50,7 @@ def tune(
     passed = True
     for server in server_names(servers):
         default = serving.of(server).model_dump(include=set(Tuning.model_fields))
-        tried = candidates(server, serving.core_count, default)
+        tried = candidates(serving.core_count, default, partial(settings_in_effect, server, serving))
         opener = lane_opener(server, serving, bundle, generator_cores)
         try:
             passed &= run_tune(opener, server, tried, bundle, settings)

@@ -11,6 +11,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import ServerName
 from serving.deployment import Deployment
 from serving.settings import ServingSettings
@@ -39,10 +40,10 @@ def bring_up(settings: ServingSettings, servers: Sequence[ServerName], *, free_p
     console.print(f"starting {', '.join(servers)} with {deployment.names}")
     with showing_stack() as on_change:
         state = start_stack(settings, servers, deployment=deployment, choose_ports=free_ports, on_change=on_change)
-    fastapi = state.servers.get("fastapi")
-    if fastapi is not None and fastapi.endpoint is not None:
-        url = fastapi.endpoint.url
-        console.print(f"try [bold]curl -F file=@image.png {url}/predict[/], or open {url}/docs", soft_wrap=True)
+    for endpoint in state.endpoints():
+        hint = dialect_of(endpoint.server).hint(endpoint)
+        if hint is not None:
+            console.print(f"try {hint}", soft_wrap=True)
     console.print("stop them with [bold]trident down[/]")
     return state
 
