@@ -6,6 +6,7 @@ python examples/predict.py image.png --url http://127.0.0.1:8000 --model digits
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from bundle.errors import TridentError
@@ -22,15 +23,18 @@ def main() -> None:
     given = parser.parse_args()
 
     endpoint = Endpoint(server="fastapi", url=given.url, metrics_url=f"{given.url}/metrics")
+    failed = False
     with connect(endpoint, given.model, timeout_s=10) as client:
         for image in given.images:
             try:
                 answer = client.predict(image.read_bytes(), top_k=3)
             except TridentError as error:
                 print(f"{image}: {error}")
+                failed = True
                 continue
             classes = ", ".join(f"{entry.label} {entry.probability:.1%}" for entry in answer.predictions)
             print(f"{image}: {answer.model}:{answer.version}: {classes}")
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -181,9 +181,7 @@ def results() -> str:
         row[0].removesuffix(" onnxruntime"): dict(zip(head, row, strict=True)) for row in body if len(row) == len(head)
     }
     measured = re.findall(r"^Measured (\S+ on .*?);", report, re.MULTILINE)
-    columns = [
-        key for key in head if key.startswith(("p50", "most requests", "at once", "in flight", "of the ceiling"))
-    ]
+    columns = [key for key in head if key.startswith(("p50", "highest requests", "at concurrency", "share of ceiling"))]
     table = _table(["server", *columns], ([name, *(rows[name][key] for key in columns)] for name in SERVERS))
     return f"{measured[0]}:\n\n{table}"
 

@@ -40,3 +40,4 @@ else
   "$dir/bin/python" -m pip install -c "$constraints" -e "$requirement"
 fi
 touch "$dir/.ready"
+say "$dir is ready"

@@ -24,7 +24,9 @@ from training.formats import SUFFIXES, run_eager, write_onnx, write_ort, write_p
 from training.golden import choose_golden_inputs, write_golden
 from training.latency import add_latencies
 from training.models import Servable
+from training.errors import ExportError
 from training.precisions import quantise, quantise_dynamic, to_half_precision
+from training.settings import bundle_name
 
 SAMPLE_IMAGES: Final = 256
 CALIBRATION_IMAGES: Final = 256
@@ -94,10 +96,10 @@ def export_checkpoint(
     """
     checkpoint = load_checkpoint(path)
     settings = checkpoint.settings
-    log(
-        f"checkpoint of epoch {checkpoint.epoch + 1}: {settings.model} on {settings.data}, "
-        f"test accuracy {checkpoint.test_accuracy}"
-    )
+    if name is not None and bundle_name(name) != name:
+        raise ExportError(f"--name: {name!r} cannot be a bundle's name; {bundle_name(name)!r} can")
+    accuracy = "unknown" if checkpoint.test_accuracy is None else f"{checkpoint.test_accuracy:.2%}"
+    log(f"checkpoint of epoch {checkpoint.epoch + 1}: {settings.model} for {settings.name}, test accuracy {accuracy}")
     dataset = load_dataset(settings)
     golden = choose_golden_inputs(dataset.splits, checkpoint.labels)
     if (others := len(golden) - len(dataset.test.labels)) > 0:

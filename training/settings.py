@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bundle.manifest import ModelName
+from training.errors import DataError
 
 DataName = Literal["digits", "cifar10", "folder"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -161,11 +162,14 @@ def resolve_settings(given: dict[str, Any]) -> TrainSettings:
     weights unless `pretrained` is given too.
 
     Raises:
+        DataError: the folder does not exist.
         pydantic.ValidationError: a value is invalid.
     """
     given = dict(given)
     data = given.get("data", "digits")
-    if data not in RECIPES and Path(data).is_dir():
+    if data not in (*RECIPES, "digits", "folder"):
+        if not Path(data).is_dir():
+            raise DataError(f"--data: {data} is neither digits, cifar10 nor an existing folder")
         given |= {"data": "folder", "data_dir": Path(data)}
     recipe = _recipe(given)
     data, folder = given.get("data", "digits"), given.get("data_dir")

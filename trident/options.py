@@ -26,7 +26,10 @@ LiveOption = Annotated[
     typer.Option("--live", help="Send requests during the rollout, and show those that fail or are answered wrongly."),
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="MODEL, MODEL:VERSION or a bundle's folder; default: the newest bundle.")
+    str | None,
+    typer.Option(
+        "--model", help="MODEL, MODEL:VERSION or a bundle's folder; default: what is served, else the newest bundle."
+    ),
 ]
 UrlOption = Annotated[
     list[str] | None,

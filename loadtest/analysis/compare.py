@@ -25,7 +25,7 @@ from loadtest.load import ClosedLoop, Load
 ALPHA: Final = 0.02
 TOLERANCE: Final = 0.03
 Metric = Literal["p50", "p99", "requests/s"]
-Change = Literal["slower", "faster", "same"]
+Change = Literal["slower", "faster", "tie"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _holm(
         level = ALPHA / (len(tested) - place)
         open_ = open_ and chance <= level
         margin = float(student.isf(level / 2, freedom)) * error
-        change: Change = "same"
+        change: Change = "tie"
         if open_ and abs(shift) > math.log1p(tolerance):
             worse = shift > 0 if cell.metric != "requests/s" else shift < 0
             change = "slower" if worse else "faster"

@@ -38,8 +38,8 @@ class ImageWire:
         return HttpRequest(self.path, image_headers(top_k), image)
 
     def prediction(self, status: int, headers: Mapping[str, str], body: bytes) -> Prediction:
-        """Parse the body."""
-        return parse_prediction(status, body, body)
+        """Parse the body; a third-party server need not name its model."""
+        return parse_prediction(status, _with_model(body) if status == 200 else body, body)
 
 
 @dataclass(frozen=True)
@@ -68,4 +68,13 @@ class JsonWire:
             except ValueError as error:
                 raise GarbledError(f"not a list of one prediction: {body[:200]!r}") from error
             body = json.dumps(answer).encode()
-        return parse_prediction(status, body, body)
+        return parse_prediction(status, _with_model(body) if status == 200 else body, body)
+
+
+def _with_model(body: bytes) -> bytes:
+    """An answer in JSON, completed by a model and a version if it names none. They are not compared."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return body
+    return json.dumps({"model": "third-party", "version": 1} | answer).encode() if isinstance(answer, dict) else body

@@ -10,7 +10,7 @@ from loadtest.analysis.compare import ResultComparison
 from loadtest.benchmark.result import Result
 from loadtest.report.canvas import INK, RED, svg
 
-_COLORS = {"slower": RED, "faster": "#4aa564", "same": INK}
+_COLORS = {"slower": RED, "faster": "#4aa564", "tie": INK}
 
 
 def comparison_verdict(comparison: ResultComparison) -> str:

@@ -68,7 +68,8 @@ def find_endpoints(
     Args:
         servers: of the running stack, as in `server_names`.
         urls: `SERVER=URL`, instead of the running stack.
-        model: as in `find_bundle`; default: the stack's first model, or with `urls` the newest bundle.
+        model: as in `find_bundle`; without a version the stack's default version. None: the stack's first model, or with
+            `urls` the newest bundle.
 
     Raises:
         DeploymentError: no stack runs, or one of these servers is not ready.
@@ -84,8 +85,15 @@ def find_endpoints(
     missing = [name for name in names if name not in ready]
     if missing:
         raise DeploymentError(f"{', '.join(missing)} is not ready; see `trident status`")
-    bundle = read_bundle(state.bundles[0]) if model is None else find_bundle(model, settings.bundles)
-    return [ready[name] for name in names], bundle
+    return [ready[name] for name in names], _served_bundle(state, model) or find_bundle(model, settings.bundles)
+
+
+def _served_bundle(state: StackState, model: str | None) -> Bundle | None:
+    """The default version of a served model (None: of the first one); None if the stack does not serve it."""
+    deployment = state.deployment()
+    if model is None:
+        return deployment.default(deployment.default_model)
+    return deployment.default(model) if deployment.versions(model) else None
 
 
 def settings_in_force(settings: ServingSettings, *, given: bool) -> ServingSettings:

@@ -59,7 +59,10 @@ def bench(
     price_per_hour: Annotated[
         float | None, typer.Option(help="Price of the machine; adds the cost per million requests.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the result.  \\[default: a new one]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the result; an earlier one there is replaced.  \\[default: a new one]"),
+    ] = None,
 ) -> None:
     """Measure latency and throughput, and write a report.
 

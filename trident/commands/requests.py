@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trident.options import SERVERS_HELP, ModelOption, ServersOption, UrlOption
+from trident.options import ModelOption, ServersOption, UrlOption
 
 commands = typer.Typer()
 
@@ -13,7 +13,7 @@ commands = typer.Typer()
 @commands.command(rich_help_panel="Servers")
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)],
-    server: Annotated[str, typer.Option(help=SERVERS_HELP)] = "all",
+    servers: ServersOption = "all",
     model: ModelOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 3,
     protocol: Annotated[str, typer.Option(help="http, or grpc (TorchServe and Triton).")] = "http",
@@ -25,7 +25,7 @@ def predict(
     from trident.console.requests import predict_images
 
     settings, spoken = load_settings(), parse_protocol(protocol)
-    endpoints, bundle = find_endpoints(settings, server, url, model)
+    endpoints, bundle = find_endpoints(settings, servers, url, model)
     answered = predict_images(images, speaking(spoken, endpoints), bundle, top_k, spoken, settings.client_key)
     raise typer.Exit(0 if answered else 1)
 

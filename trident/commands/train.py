@@ -44,7 +44,7 @@ def train(
 ) -> None:
     """Train a classifier and keep its best checkpoint.
 
-    Some defaults depend on the data set: 20; cifar10: 10 means 20, but 10 for cifar10.
+    Some defaults depend on the data set: `20; cifar10: 10` means 10 for cifar10, else 20.
 
     [dim]trident train[/]                                       handwritten digits
     [dim]trident train --data my_images[/]                    one folder per label

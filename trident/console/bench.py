@@ -76,7 +76,7 @@ def compare_results(before: Path, after: Path, tolerance: float, out: Path | Non
     for column in ("A", "B", "B / A", "interval", ""):
         table.add_column(column, justify="right")
     for one in comparison.differences:
-        color = {"slower": "red", "faster": "green", "same": ""}[one.change]
+        color = {"slower": "red", "faster": "green", "tie": ""}[one.change]
         unit = "" if one.metric == "requests/s" else " ms"
         cells = (f"{one.before:.4g}", f"{one.after:.4g}", f"{one.ratio:.3f}", f"{one.low:.3f} to {one.high:.3f}")
         table.add_row(one.lane, one.load.label, f"{one.metric}{unit}", *cells, Text(one.change, color))

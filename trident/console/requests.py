@@ -72,6 +72,8 @@ def verify_servers(
     failed = [check for check in checks if check.passed is False]
     for check in failed:
         console.print(Text(f"{check.lane}, {check.name}: {check.detail}", "red"))
+    if not failed:
+        console.print(f"[green]all checks passed[/] in {len(lanes)} lanes (-: does not apply)")
     return not failed
 
 

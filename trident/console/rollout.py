@@ -76,6 +76,8 @@ def _show_traffic(records: Mapping[str, TrafficRecord]) -> bool:
         counted = [record.requests, record.failed, record.wrong, *([record.unchecked] if unchecked else [])]
         table.add_row(name, *(str(len(some)) for some in counted), versions, f"{record.slowest_s * 1000:.0f}")
     console.print(table)
+    if unchecked:
+        console.print("unchecked: the version that answered has no golden answer to that image", style="dim")
     faults = [
         f"{name}: {request.fault}" for name, record in records.items() for request in [*record.failed, *record.wrong]
     ]

@@ -47,23 +47,24 @@ def show_status(settings: ServingSettings, *, as_json: bool = False) -> bool:
 
 
 def _show_servers(state: StackState, faults: Mapping[ServerName, Fault | None]) -> None:
-    table = plain_table("server", "phase", "answers", "address", "grpc", "pid", "memory", "restarts", "repairs", "")
+    health = plain_table("server", "phase", "answers", "address", "grpc")
+    for column in health.columns[3:]:
+        column.no_wrap = True
+    processes = plain_table("server", "pid", "memory", "restarts", "repairs", "")
     for name, server in state.servers.items():
-        fault = faults[name]
-        table.add_row(
+        fault, endpoint = faults[name], server.endpoint
+        health.add_row(
             name,
             Text(server.phase, COLORS.get(server.phase, "")),
             Text("right", "green") if fault is None else Text(fault.message, "red"),
-            server.endpoint.url if server.endpoint is not None else "-",
-            (server.endpoint.grpc if server.endpoint is not None else None) or "-",
-            str(server.pid or "-"),
-            _memory(server.pid),
-            str(server.restarts),
-            str(server.repairs),
-            server.message,
+            endpoint.url if endpoint is not None else "-",
+            (endpoint.grpc if endpoint is not None else None) or "-",
         )
+        counts = (str(server.restarts), str(server.repairs))
+        processes.add_row(name, str(server.pid or "-"), _memory(server.pid), *counts, server.message)
     console.print(f"models: {state.deployment().names}; logs: {log_folder(STACK)}")
-    console.print(table)
+    console.print(health)
+    console.print(processes)
 
 
 @dataclass(frozen=True)

@@ -168,9 +168,11 @@ def show_dataset(dataset: "Dataset") -> None:
     train = counts["train"]
     smallest, largest = dataset.labels[int(train.argmin())], dataset.labels[int(train.argmax())]
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (dataset.mean, dataset.std))
+    balance = (
+        f"{train.min()} ({smallest}) to {train.max()} ({largest})" if train.min() < train.max() else f"{train.min()}"
+    )
     console.print(
-        f"balance: {train.min()} ({smallest}) to {train.max()} ({largest}) images per class; "
-        f"pixels: mean {mean}, standard deviation {std}",
+        f"{balance} training images per class; normalised with mean {mean}, standard deviation {std}",
         highlight=False,
     )
     if train.min() * 10 < train.max():
