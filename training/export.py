@@ -20,11 +20,11 @@ from bundle.store import BUNDLES, MANIFEST, Bundle, next_version, read_bundle, w
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.comparison import ClassIds, Reference, describe_artefact, infer_in_batches
 from training.datasets import Split, load_dataset
+from training.errors import ExportError
 from training.formats import SUFFIXES, run_eager, write_onnx, write_ort, write_pt2, write_torchscript
 from training.golden import choose_golden_inputs, write_golden
 from training.latency import add_latencies
 from training.models import Servable
-from training.errors import ExportError
 from training.precisions import quantise, quantise_dynamic, to_half_precision
 from training.settings import bundle_name
 
