@@ -81,8 +81,9 @@ def open_lineup(
                 )
             tested += servers_under_test(state, state.endpoints(), key)
         # Third-party servers alone run on cores that nobody here knows.
-        cores = (server_cores, generator_cores) if tested else ((), ())
-        yield lineup_of(tested, bundle, others, spoken, inputs, *cores)
+        if not tested:
+            server_cores = generator_cores = ()
+        yield lineup_of(tested, bundle, others, spoken, inputs, server_cores, generator_cores)
         if tested:
             console.print("stopping the servers")
 
