@@ -1,6 +1,6 @@
 """The servers as supervised local processes.
 
 The command line calls ``control``, which starts the ``supervisor``, a process of its own. That runs a ``lifecycle`` for
-every server (``child`` is the server's process group, ``canary`` sends golden requests, ``timing`` has the clocks),
+every server (``child`` is the server's process group, ``reaper`` kills it if the supervisor dies, ``canary`` sends golden requests, ``timing`` has the clocks),
 carries out a ``rollout`` on request, and writes ``state``, which everything else reads.
 """

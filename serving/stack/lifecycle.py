@@ -18,6 +18,7 @@ from serving.servers.server import Server
 from serving.settings import ServingSettings
 from serving.stack.canary import Canary
 from serving.stack.child import Child
+from serving.stack.reaper import Reaper
 from serving.stack.state import ServerState
 from serving.stack.timing import SupervisionTiming
 
@@ -33,6 +34,7 @@ class Stack(Protocol):
     timing: SupervisionTiming
     stop: asyncio.Event
     rolling_out: bool
+    reaper: Reaper
     deployment: Deployment  # changes with every rollout
     canary: Canary  # golden requests for the deployment
 
@@ -95,6 +97,7 @@ class Lifecycle:
         started = time.monotonic()
         command = await asyncio.to_thread(server.start_command)
         child = await Child.start(command.argv, command.environment, command.folder, stack.log_path(name))
+        stack.reaper.watch(child.pid)
         server.started(child.pid)
         stack.note(name, phase="restarting" if restarts else "starting", pid=child.pid, endpoint=server.endpoint)
         ready_at = math.inf
@@ -114,6 +117,7 @@ class Lifecycle:
                 stack.note(name, phase="stopping")
                 await self._drain(child)
             await child.stop(server.stop_timeout_s)
+            stack.reaper.forget(child.pid)
         return await self._should_restart(why, restarts, ready_at)
 
     async def _should_restart(self, why: str | None, restarts: int, ready_at: float) -> bool:

@@ -27,6 +27,7 @@ from serving.servers.server import Server, server_class
 from serving.settings import ServingSettings, load_settings
 from serving.stack.canary import Canary
 from serving.stack.lifecycle import Lifecycle
+from serving.stack.reaper import Reaper
 from serving.stack.rollout import roll_out
 from serving.stack.state import (
     ROLLOUT_REQUEST,
@@ -80,12 +81,16 @@ class Supervisor:
     async def run(self) -> None:
         """Until `stop` is set."""
         self._write_state()
-        async with asyncio.TaskGroup() as tasks:
-            rollouts = tasks.create_task(self._roll_out_on_request())
-            for life in self.lives.values():
-                tasks.create_task(life.run())
-            await self.stop.wait()
-            rollouts.cancel()
+        self.reaper = Reaper()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                rollouts = tasks.create_task(self._roll_out_on_request())
+                for life in self.lives.values():
+                    tasks.create_task(life.run())
+                await self.stop.wait()
+                rollouts.cancel()
+        finally:
+            self.reaper.close()
 
     # --- for `Lifecycle`
 
