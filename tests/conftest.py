@@ -29,18 +29,23 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(trylast=True)
+LONG = ("test_models", "test_demo", "test_guarded")  # files whose integration tests take longest
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests, and say which must run in the same process.
 
     The tests of the shared stack are a group that starts first, because it takes longest; those that break the stack end
-    it. Of the other tests, those of a file are a group (for `--dist loadgroup`).
+    it. Of the other tests, those of a file are a group (for `--dist loadgroup`), and long ones come first.
     """
 
     def position(item: pytest.Item) -> int:
         destructive = item.get_closest_marker("destructive")
         if destructive is not None:
             return 2 if destructive.kwargs.get("last") else 1
-        return 0 if _on_shared_stack(item) else 3
+        if _on_shared_stack(item):
+            return 0
+        return 3 if item.path.stem in LONG else 4
 
     items.sort(key=position)
     for item in items:

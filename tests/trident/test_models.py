@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (folder / "my_images" / label / f"{number}.png").write_bytes(tinted(number, color))
         (folder / f"{label}.png").write_bytes(tinted(60, color))  # not among them
     trident("import", "efficientnet_lite0", cwd=folder, check=True)
-    trident("train", "--data", "my_images", "--epochs", "5", cwd=folder, timeout=600, check=True)
+    trident("train", "--data", "my_images", "--epochs", "3", "--image-size", "96", cwd=folder, timeout=600, check=True)
     trident("export", cwd=folder, timeout=300, check=True)
     models = ("--model", "efficientnet_lite0", "--model", "my_images")
     trident("up", *models, "--free-ports", cwd=folder, timeout=300, check=True)
