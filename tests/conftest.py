@@ -17,6 +17,8 @@ from serving.stack.timing import SupervisionTiming
 from tests.once import made_once
 from tests.workplace import Run, bundle_as, leftovers_of, processes_of
 
+LONG = ("test_models", "test_demo", "test_guarded")  # files whose integration tests take longest
+
 
 def pytest_configure() -> None:
     """Give the tests an environment that does not depend on the caller's."""
@@ -29,9 +31,6 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(trylast=True)
-LONG = ("test_models", "test_demo", "test_guarded")  # files whose integration tests take longest
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests, and say which must run in the same process.
 
