@@ -31,7 +31,7 @@ class Dialect(ABC):
     """One server, as its clients see it."""
 
     health_paths: ClassVar[tuple[str, ...]] = ("/v2/health/live", "/v2/health/ready")
-    # Whether `/v2/models/<model>/ready` tells the state of one model.
+    # Whether `/v2/models/<model>/ready` reports the state of one model.
     reports_model_readiness: ClassVar[bool] = True
     # The Prometheus counter of answered requests.
     request_counter: ClassVar[str]

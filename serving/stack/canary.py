@@ -72,7 +72,7 @@ class Canary:
         time, and one that does not answer this request while it answers others.
 
         Args:
-            refusal_is_known: a 503 tells nothing new: the server is known to lack workers, or has passed before.
+            refusal_is_known: a 503 is no news: the server is known to lack workers, or has passed before.
         """
         return self._first_fault(server, overload_is_healthy=True, refusal_is_known=refusal_is_known)
 

@@ -38,7 +38,7 @@ class Reaper:
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # somebody has killed the reaper; the servers are more important
+        with contextlib.suppress(OSError):  # the reaper was killed; the servers are more important
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
 

@@ -141,7 +141,7 @@ class Supervisor:
         except TridentError as error:
             self._change_rollout({"phase": "refused", "message": error.message})
             return
-        except Exception as error:  # a bundle that is not what its manifest says, in a way that nobody foresaw
+        except Exception as error:  # an unforeseen way in which a bundle differs from its manifest
             log.exception("the rollout of %s failed", path)
             self._change_rollout({"phase": "refused", "message": f"{type(error).__name__}: {error}"})
             return

@@ -8,7 +8,7 @@ _STUB: Final = "triton_python_backend_stub"
 
 def living_stubs(pid: int, repository: Path) -> dict[str, int]:
     """Living stubs of the server `pid`, by model. A stub's command line has its model's path, `<repository>/<model>/...`."""
-    import psutil  # for whoever supervises; Triton's own container does not have it
+    import psutil  # only supervisors have it; the container of Triton does not
 
     found: dict[str, int] = {}
     try:

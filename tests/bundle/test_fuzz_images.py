@@ -48,7 +48,7 @@ def damaged(data: bytes, random_: random.Random) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about what it reads
-def test_damaged_images_cost_nobody_anything(settings: ServingSettings, digits: Bundle) -> None:
+def test_damaged_images_affect_no_other_request(settings: ServingSettings, digits: Bundle) -> None:
     random_ = random.Random(0)
     images = {name: data for name in formats() if (data := encoded(name))}
     assert {"JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"} <= set(images)

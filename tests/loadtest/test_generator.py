@@ -188,7 +188,7 @@ def test_it_measures_what_happens(
     assert sum(measured.timeline.failed) == measured.failed
 
 
-def test_nobody_listening_is_counted_as_errors(digits: Bundle, generator: Generator) -> None:
+def test_an_address_without_a_server_gives_errors(digits: Bundle, generator: Generator) -> None:
     measured = generator.run(spec(lane(), ClosedLoop(concurrency=1, duration_s=0.3), bundle=digits.path))
     assert measured.answered == 0
     assert measured.failed > 0

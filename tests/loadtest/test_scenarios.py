@@ -140,7 +140,7 @@ def test_a_file_is_a_benchmark_and_flags_win(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ({"rounds": 0}, "--rounds"),
         ({"scenario": ["marathon"]}, "--scenario"),
@@ -149,6 +149,6 @@ def test_a_file_is_a_benchmark_and_flags_win(tmp_path: Path) -> None:
         ({"duration_s": -1}, "--duration-s"),
     ],
 )
-def test_bad_settings_name_their_flag(flags: dict[str, Any], said: str) -> None:
-    with pytest.raises(LoadtestError, match=said):
+def test_bad_settings_name_their_flag(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(LoadtestError, match=message):
         read_settings(**flags)

@@ -39,7 +39,7 @@ def test_a_stall_delays_all_that_come_meanwhile() -> None:
 
 
 def test_wrk_is_read() -> None:
-    said = """
+    text = """
   Latency Distribution
      50%   82.00us
      75%    0.10ms
@@ -48,7 +48,7 @@ def test_wrk_is_read() -> None:
   17233 requests in 3.00s, 3.50MB read
 Requests/sec:   5746.03
 """
-    seen = parse_wrk(said)
+    seen = parse_wrk(text)
     assert (seen.p50_s, seen.p99_s, seen.requests_per_s) == pytest.approx((82e-6, 6.8e-3, 5746.03))
 
 

@@ -127,7 +127,7 @@ def test_a_candidate_that_fails_costs_only_itself(monkeypatch: pytest.MonkeyPatc
 def test_a_default_without_a_rate(
     default: dict[str, Any], wins: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It never keeps the objective: the candidate is better. But what the generator spoiled tells nothing."""
+    """It never keeps the objective: the candidate is better. But a run that the generator distorted proves nothing."""
     monkeypatch.setattr("loadtest.tune.run_benchmark", simulated_benchmark)
     open_lane, _ = simulated_lane(default)
     fine, slow = {"slow": 0, "late": 0}, {"slow": 1, "late": 0}

@@ -10,7 +10,7 @@ from bundle.store import Bundle
 from serving.clients.client import Client, TimedPrediction
 
 
-class MadeUpClient(Client):
+class FakeClient(Client):
     """Answers what the function says."""
 
     def __init__(self, respond: Callable[[bytes, int | None], Prediction]) -> None:

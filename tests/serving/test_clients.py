@@ -1,4 +1,4 @@
-"""Clients against a small server that answers what it is told to."""
+"""Clients against a small server with canned answers."""
 
 import json
 import threading
@@ -175,7 +175,7 @@ def test_verify_of_a_server_that_always_says_the_same(serve: Callable[[Respond],
     assert {check.passed for check in checks if "golden" in check.name or "image" in check.name} == {False}
 
 
-def test_nobody_listens(digits: Bundle) -> None:
+def test_an_address_without_a_server(digits: Bundle) -> None:
     endpoint = Endpoint(server="triton", url="http://127.0.0.1:9", metrics_url="")
     with HttpClient(endpoint, "digits") as client, pytest.raises(UnreachableError, match="triton at"):
         client.predict(b"x")

@@ -242,11 +242,9 @@ def test_torchserves_management_tells_a_full_queue_from_no_workers(
     assert found.overloaded == busy
 
 
-@pytest.mark.parametrize("said", [[], {}, [{}], None])
-def test_a_management_that_says_nothing_excuses_nothing(
-    said: object, was_ready: dict[str, Any], server_url: str
-) -> None:
-    FakeServer.refusal, FakeServer.model = NO_WORKER, said
+@pytest.mark.parametrize("description", [[], {}, [{}], None])
+def test_an_empty_description_is_no_overload(description: object, was_ready: dict[str, Any], server_url: str) -> None:
+    FakeServer.refusal, FakeServer.model = NO_WORKER, description
     assert not overloaded(was_ready | {"queue": f"{server_url}/models/digits/1"})
     assert not overloaded(was_ready | {"queue": "http://127.0.0.1:9/models/digits/1"})
 
@@ -269,7 +267,7 @@ def test_a_queue_that_a_dead_stub_keeps_full_is_a_failure(was_ready: dict[str, A
     assert health.main() == 1
 
 
-def test_nobody_is_busy_for_ever(was_ready: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_is_overloaded_for_ever(was_ready: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "MAX_OVERLOADED_CHECKS", 3)
     FakeServer.refusal = None
     for _ in range(2):  # a golden answer begins it anew

@@ -1,4 +1,4 @@
-"""gRPC clients against a small server that answers what it is told to."""
+"""gRPC clients against a small server with canned answers."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +116,7 @@ def test_errors_of_the_server_are_refusals(
     assert caught.value.code == status
 
 
-def test_nobody_listens() -> None:
+def test_an_address_without_a_server() -> None:
     endpoint = Endpoint(server="triton", url="", grpc="127.0.0.1:9", metrics_url="")
     with connect(endpoint, "m", protocol="grpc") as client, pytest.raises(UnreachableError, match="triton at"):
         client.predict(b"x")

@@ -1,4 +1,4 @@
-"""The requests of `trident deploy --live`, to made-up servers."""
+"""The requests of `trident deploy --live`, to fake servers."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from bundle.store import Bundle
 from serving.clients import traffic as module
 from serving.clients.endpoint import Endpoint
 from serving.clients.traffic import Traffic, TrafficRecord, TrafficRequest
-from tests.serving.golden_client import MadeUpClient, golden_answer
+from tests.serving.golden_client import FakeClient, golden_answer
 from trident.console.output import console
 from trident.console.rollout import _show_traffic
 
@@ -36,8 +36,8 @@ def test_an_answer_is_right_wrong_or_unchecked(
     answering = Bundle(digits.path, manifest.model_copy(update={"version": answered_by}))
     other = OtherImages(digits.path, manifest.model_copy(update={"version": 2}))
 
-    def connect(*_: Any, **__: Any) -> MadeUpClient:
-        return MadeUpClient(lambda image, top_k: golden_answer(answering, image, top_k, wrong=wrong))
+    def connect(*_: Any, **__: Any) -> FakeClient:
+        return FakeClient(lambda image, top_k: golden_answer(answering, image, top_k, wrong=wrong))
 
     monkeypatch.setattr(module, "connect", connect)
     endpoint = Endpoint(server="fastapi", url="fastapi", metrics_url="fastapi")

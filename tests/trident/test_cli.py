@@ -44,13 +44,13 @@ def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, run: Run) -> None:
-    code, said = run(command, "--help")
+    code, output = run(command, "--help")
     assert code == 0
-    assert f"trident {command}" in said
+    assert f"trident {command}" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         (["status"], "no stack is running"),
         (["verify"], "trident up"),
@@ -72,17 +72,17 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
         (["train", "--data", "folder"], "--data-dir"),
     ],
 )
-def test_errors_are_one_line_that_says_what_to_do(arguments: list[str], said: str, run: Run) -> None:
+def test_errors_are_one_line_that_says_what_to_do(arguments: list[str], output: str, run: Run) -> None:
     code, shown = run(*arguments)
     assert code == 1
-    assert said in shown
+    assert output in shown
     assert len(shown.strip().splitlines()) == 1
 
 
 def test_an_unknown_flag_is_a_usage_error(run: Run) -> None:
-    code, said = run("up", "--colour", "green")
+    code, output = run("up", "--colour", "green")
     assert code == 2
-    assert "--colour" in said
+    assert "--colour" in output
 
 
 def test_down_when_nothing_runs_is_fine(run: Run) -> None:
@@ -109,7 +109,7 @@ def test_train_then_export_then_list(tmp_path: Path, run: Run) -> None:
 
 
 def test_bundles(digits: Bundle, run: Run) -> None:
-    code, said = run("bundles", "--bundles", str(digits.path.parents[1]))
+    code, output = run("bundles", "--bundles", str(digits.path.parents[1]))
     assert code == 0
-    assert "digits:1" in said
-    assert "32x32 stretch" in said
+    assert "digits:1" in output
+    assert "32x32 stretch" in output

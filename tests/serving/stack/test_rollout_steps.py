@@ -1,4 +1,4 @@
-"""The steps of a rollout, on two made-up servers that answer what the bundles say."""
+"""The steps of a rollout, on two fake servers that answer what the bundles say."""
 
 import itertools
 import time
@@ -17,7 +17,7 @@ from serving.servers.server import EffectiveSettings, Server, StartCommand
 from serving.settings import ServingSettings
 from serving.stack import canary, rollout
 from serving.stack.rollout import roll_out
-from tests.serving.golden_client import MadeUpClient, golden_answer
+from tests.serving.golden_client import FakeClient, golden_answer
 
 
 class FakeServer(Server):
@@ -75,7 +75,7 @@ class FakeServer(Server):
             bundle = self.default if version is None else self.loaded[version]
             return golden_answer(bundle, image, top_k, wrong=self.wrong == (protocol, version))
 
-        return MadeUpClient(respond)
+        return FakeClient(respond)
 
     def _note(self, action: str) -> None:
         time.sleep(self._pause_s)
@@ -113,16 +113,16 @@ class Rollout:
 
 
 @pytest.fixture
-def made_up(digits: Bundle, settings: ServingSettings, monkeypatch: pytest.MonkeyPatch) -> Rollout:
+def faked(digits: Bundle, settings: ServingSettings, monkeypatch: pytest.MonkeyPatch) -> Rollout:
     made = Rollout(digits, settings)
     for module in (rollout, canary):
         monkeypatch.setattr(module, "connect", made.connect)
     return made
 
 
-def test_each_step_is_done_everywhere_before_the_next_one_anywhere(made_up: Rollout) -> None:
-    made_up.run()
-    assert made_up.actions() == [
+def test_each_step_is_done_everywhere_before_the_next_one_anywhere(faked: Rollout) -> None:
+    faked.run()
+    assert faked.actions() == [
         ("load digits:2", {"fastapi", "triton"}),
         ("ask", {"fastapi", "triton"}),
         ("switch to digits:2", {"fastapi"}),
@@ -131,38 +131,38 @@ def test_each_step_is_done_everywhere_before_the_next_one_anywhere(made_up: Roll
         ("ask", {"triton"}),
         ("unload digits:1", {"fastapi", "triton"}),
     ]
-    assert made_up.phases == ["loading", "verifying", "switching", "unloading"]
-    assert made_up.steps == {"fastapi": "done", "triton": "done"}
+    assert faked.phases == ["loading", "verifying", "switching", "unloading"]
+    assert faked.steps == {"fastapi": "done", "triton": "done"}
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_golden_answers_that_are_wrong_on_one_server_switch_none(protocol: Protocol, made_up: Rollout) -> None:
-    made_up.triton.wrong = (protocol, 2)
+def test_golden_answers_that_are_wrong_on_one_server_switch_none(protocol: Protocol, faked: Rollout) -> None:
+    faked.triton.wrong = (protocol, 2)
     with pytest.raises(DeploymentError, match=rf"^triton: {protocol}: golden/00.png: probabilities differ"):
-        made_up.run()
-    assert made_up.switches() == []
-    assert [list(server.loaded) for server in made_up.servers.values()] == [[1], [1]]
-    assert made_up.steps["fastapi"] == "verified"
-    assert made_up.steps["triton"].startswith(f"failed: {protocol}: golden/00.png")
+        faked.run()
+    assert faked.switches() == []
+    assert [list(server.loaded) for server in faked.servers.values()] == [[1], [1]]
+    assert faked.steps["fastapi"] == "verified"
+    assert faked.steps["triton"].startswith(f"failed: {protocol}: golden/00.png")
 
 
-def test_a_wrong_answer_after_the_second_switch_brings_both_back(made_up: Rollout) -> None:
-    made_up.triton.wrong = ("http", None)
+def test_a_wrong_answer_after_the_second_switch_brings_both_back(faked: Rollout) -> None:
+    faked.triton.wrong = ("http", None)
     with pytest.raises(DeploymentError, match=r"^triton, after the switch: probabilities differ"):
-        made_up.run()
-    assert made_up.switches() == [
+        faked.run()
+    assert faked.switches() == [
         ("fastapi", "switch to digits:2"),
         ("triton", "switch to digits:2"),
         ("fastapi", "switch to digits:1"),
         ("triton", "switch to digits:1"),
     ]
-    assert [list(server.loaded) for server in made_up.servers.values()] == [[1], [1]]
+    assert [list(server.loaded) for server in faked.servers.values()] == [[1], [1]]
 
 
 @pytest.mark.parametrize("error", [DeploymentError("it is busy"), OSError("it is busy")])
-def test_an_old_version_that_stays_loaded_does_not_undo_the_switch(error: Exception, made_up: Rollout) -> None:
-    made_up.fastapi.unload_error = error
-    made_up.run()
-    assert made_up.steps == {"fastapi": "done, but digits:1 is still loaded: it is busy", "triton": "done"}
-    assert [server.default.name for server in made_up.servers.values()] == ["digits:2"] * 2
-    assert [list(server.loaded) for server in made_up.servers.values()] == [[1, 2], [2]]
+def test_an_old_version_that_stays_loaded_does_not_undo_the_switch(error: Exception, faked: Rollout) -> None:
+    faked.fastapi.unload_error = error
+    faked.run()
+    assert faked.steps == {"fastapi": "done, but digits:1 is still loaded: it is busy", "triton": "done"}
+    assert [server.default.name for server in faked.servers.values()] == ["digits:2"] * 2
+    assert [list(server.loaded) for server in faked.servers.values()] == [[1, 2], [2]]

@@ -43,14 +43,14 @@ def test_a_second_stack_is_refused(stack: StackState, workplace: Path, run: Run)
 def test_every_server_runs_with_the_settings_it_was_given(stack: StackState) -> None:
     deployment = stack.deployment()
     servers = [server_class(name)(stack.settings, deployment, STACK / name) for name in stack.servers]
-    said = {server.name: server.effective_settings() for server in servers}
+    reported = {server.name: server.effective_settings() for server in servers}
     for server in servers:
-        untold = {"max_body_bytes"} if server.name == "torchserve" else set()
-        expected = {name: value for name, value in server.expected_settings().items() if name not in untold}
-        assert said[server.name] == expected
-    assert {name: shown["max_batch_size"] for name, shown in said.items()} == dict.fromkeys(SERVERS, 4)
+        unreported = {"max_body_bytes"} if server.name == "torchserve" else set()
+        expected = {name: value for name, value in server.expected_settings().items() if name not in unreported}
+        assert reported[server.name] == expected
+    assert {name: shown["max_batch_size"] for name, shown in reported.items()} == dict.fromkeys(SERVERS, 4)
     # Milliseconds in our settings; Triton counts microseconds, TorchServe whole milliseconds.
-    assert [said[name]["queue_delay_ms"] for name in SERVERS] == [1.5, 2, 1.5]
+    assert [reported[name]["queue_delay_ms"] for name in SERVERS] == [1.5, 2, 1.5]
 
 
 def test_predict_shows_the_same_answer_from_all_three(stack: StackState, workplace: Path, digits: Bundle) -> None:

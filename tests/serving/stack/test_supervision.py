@@ -161,7 +161,7 @@ def until(folder: Path, condition: Callable[[ServerState], bool]) -> ServerState
 Supervise = Callable[..., None]
 
 
-def test_what_can_be_mended_is_mended_without_a_restart(supervise: Supervise) -> None:
+def test_a_repair_needs_no_restart(supervise: Supervise) -> None:
     def story(folder: Path) -> None:
         pid = until(folder, lambda server: server.phase == "ready").pid
         (folder / "broken").touch()
@@ -214,7 +214,7 @@ def test_a_server_under_load_is_left_alone(supervise: Supervise, error: type[Tri
 
 
 @pytest.mark.parametrize("body", [FULL, "Prediction failed"])
-def test_a_503_of_a_server_that_answers_nobody_is_a_fault(supervise: Supervise, body: str) -> None:
+def test_a_503_of_a_server_that_answers_no_request_is_a_fault(supervise: Supervise, body: str) -> None:
     def story(folder: Path) -> None:
         until(folder, lambda server: server.phase == "ready")
         refuse(folder, 503, body)
@@ -258,7 +258,7 @@ def test_a_server_that_is_busy_as_soon_as_it_is_back_is_ready(supervise: Supervi
     supervise(story, start_timeout_s=5)
 
 
-def test_what_is_mended_in_vain_is_started_again(supervise: Supervise) -> None:
+def test_a_server_whose_repairs_fail_is_restarted(supervise: Supervise) -> None:
     def story(folder: Path) -> None:
         until(folder, lambda server: server.phase == "ready")
         (folder / "hopeless").touch()
@@ -291,7 +291,7 @@ def test_a_bundle_that_is_gone_and_a_full_disk_do_not_end_a_server(
 
 
 @pytest.mark.timeout(60)
-def test_a_question_without_an_answer_does_not_hold_up_the_end(supervise: Supervise) -> None:
+def test_a_golden_request_without_an_answer_does_not_delay_the_stop(supervise: Supervise) -> None:
     def story(folder: Path) -> None:
         until(folder, lambda server: server.phase == "ready")
         (folder / "hang").touch()

@@ -97,7 +97,7 @@ def test_a_bad_member_leaves_the_others_alone(handler: TridentHandler, image: by
     assert call.answers[0] == call.answers[4]
 
 
-def test_a_row_that_nobody_foresaw_fails_alone(
+def test_an_unforeseen_row_fails_alone(
     handler: TridentHandler, image: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def breaks(data: bytes, *arguments: Any) -> Any:
