@@ -102,4 +102,4 @@ def test_the_balance_of_the_classes_is_shown(capsys: pytest.CaptureFixture[str])
     show_dataset(load_dataset(resolve_settings({})))
     output = capsys.readouterr().out
     assert "train 1259, val 179, test 359" in output
-    assert "122 (8) to 128 (1) images per class" in " ".join(output.split())
+    assert "122 (8) to 128 (1) training images per class" in " ".join(output.split())
