@@ -20,8 +20,9 @@ from tests.workplace import Run, bundle_as, leftovers_of, processes_of
 LONG = ("test_models", "test_demo", "test_guarded")  # files whose integration tests take longest
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Give the tests an environment that does not depend on the caller's."""
+    config.pluginmanager.register(_Groups())
     # A shell starts background jobs with SIGINT ignored, and so would be all that the tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,12 +31,21 @@ def pytest_configure() -> None:
     os.environ["COLUMNS"] = "300"  # tables are not cut
 
 
+class _Groups:
+    """Says which tests must run in the same process (for `--dist loadgroup`): those of the shared stack, and those of a
+    file. xdist reads the marks in the same hook, so this comes first.
+    """
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group("stack" if _on_shared_stack(item) else item.path.stem))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, and say which must run in the same process.
-
-    The tests of the shared stack are a group that starts first, because it takes longest; those that break the stack end
-    it. Of the other tests, those of a file are a group (for `--dist loadgroup`), and long ones come first.
+    """Order the tests: those of the shared stack first, because they take longest, and of these the ones that break the
+    stack at the end; then the other long files.
     """
 
     def position(item: pytest.Item) -> int:
@@ -47,8 +57,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 3 if item.path.stem in LONG else 4
 
     items.sort(key=position)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("stack" if _on_shared_stack(item) else item.path.stem))
 
 
 def _on_shared_stack(item: pytest.Item) -> bool:

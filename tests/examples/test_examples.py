@@ -19,11 +19,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 IMAGE = Path(__file__).resolve().parents[1] / "digit.png"
 
 
-def example(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def example(name: str, *arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, EXAMPLES / name, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done
 
 
@@ -39,7 +39,7 @@ def test_predict_with_the_client(settings: ServingSettings, tmp_path: Path) -> N
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     with live_service(settings) as live:
-        done = example("predict.py", str(IMAGE), str(bad), "--url", live.url, cwd=tmp_path)
+        done = example("predict.py", str(IMAGE), str(bad), "--url", live.url, cwd=tmp_path, code=1)
     good, refused = done.stdout.splitlines()
     assert good.startswith(f"{IMAGE}: digits:1: ")
     assert good.count("%") == 3
