@@ -49,7 +49,7 @@ coverage: setup  ## the same tests, and the share of the code that they run
 	@$(BIN)/coverage report | tail -n 1
 
 test-integration: setup  ## the tests that start the real servers
-	@$(BIN)/pytest -n $(JOBS) --dist loadgroup -m 'integration and not slow and not gpu and not serial' $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'integration and not slow and not gpu and not serial' $(ARGS)
 	@$(BIN)/pytest -m 'integration and not slow and not gpu and serial' $(ARGS) || test $$? -eq 5
 
 test-slow: setup  ## what only a long run can show: 20 rollouts, the full drill, tune, two nodes, `make truth`

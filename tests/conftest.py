@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,12 @@ from serving.stack.timing import SupervisionTiming
 from tests.once import made_once
 from tests.workplace import Run, bundle_as, leftovers_of, processes_of
 
+SHARED_STACK = ("test_servers", "test_bench", "test_repair", "test_rollout")  # files that use the fixture `stack`
 LONG = ("test_models", "test_demo", "test_guarded")  # files whose integration tests take longest
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Give the tests an environment that does not depend on the caller's."""
-    config.pluginmanager.register(_Groups())
     # A shell starts background jobs with SIGINT ignored, and so would be all that the tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,15 +32,16 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["COLUMNS"] = "300"  # tables are not cut
 
 
-class _Groups:
-    """Says which tests must run in the same process (for `--dist loadgroup`): those of the shared stack, and those of a
-    file. xdist reads the marks in the same hook, so this comes first.
-    """
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, run the tests of a file in one process, and those of the shared stack too."""
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group("stack" if _on_shared_stack(item) else item.path.stem))
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "shared stack" if Path(file).stem in SHARED_STACK else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(trylast=True)
@@ -49,18 +51,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
 
     def position(item: pytest.Item) -> int:
+        if "compose" in item.path.parts:  # they have a stack of their own, and run in the order of the files
+            return 0
         destructive = item.get_closest_marker("destructive")
         if destructive is not None:
             return 2 if destructive.kwargs.get("last") else 1
-        if _on_shared_stack(item):
+        if item.path.stem in SHARED_STACK:
             return 0
         return 3 if item.path.stem in LONG else 4
 
     items.sort(key=position)
-
-
-def _on_shared_stack(item: pytest.Item) -> bool:
-    return "stack" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")
