@@ -51,11 +51,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
 
     def position(item: pytest.Item) -> int:
-        if "compose" in item.path.parts:  # they have a stack of their own, and run in the order of the files
-            return 0
         destructive = item.get_closest_marker("destructive")
         if destructive is not None:
             return 2 if destructive.kwargs.get("last") else 1
+        if "compose" in item.path.parts:  # a stack of their own
+            return 0
         if item.path.stem in SHARED_STACK:
             return 0
         return 3 if item.path.stem in LONG else 4
