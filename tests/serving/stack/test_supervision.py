@@ -5,10 +5,7 @@ import errno
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,18 +16,13 @@ from bundle.golden import Fault
 from bundle.schemas import problem
 from bundle.store import Bundle
 from serving.clients.endpoint import Endpoint, ServerName
-from serving.deployment import Deployment
 from serving.servers.server import EffectiveSettings, Server, StartCommand
-from serving.servers.torchserve import TorchserveServer
 from serving.settings import ServingSettings
 from serving.stack import supervisor as module
 from serving.stack.ports import free_ports
 from serving.stack.state import ServerState, read_state
 from serving.stack.supervisor import Supervisor
 from serving.stack.timing import SupervisionTiming
-from serving.torchserve_server.management import Management
-from serving.triton_server.repository import build_repository
-from serving.triton_server.stubs import stubs_of
 from tests.serving.golden_client import golden_answer
 from tests.waiting import wait_until
 
@@ -317,35 +309,6 @@ def test_a_server_that_answers_others_is_left_alone(supervise: Supervise) -> Non
     supervise(story, timing=FAST.model_copy(update={"max_failed_canaries": 1}))
 
 
-def test_torchserve_reports_what_it_answered(settings: ServingSettings, digits: Bundle) -> None:
-    text = "\n".join(
-        (
-            "# TYPE trident_inference_seconds histogram",
-            'trident_inference_seconds_bucket{ModelName="digits",Level="Model",le="0.005",} 2.0',
-            'trident_inference_seconds_count{ModelName="digits",Level="Model",} 3.0E3',
-            'trident_inference_seconds_sum{ModelName="digits",Level="Model",} 1.5',
-            'trident_inference_seconds_count{ModelName="digits2",Level="Model",} 7.0',
-            'trident_handler_seconds_count{ModelName="digits",Level="Model",} 9.0',
-        )
-    )
-
-    class Metrics(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: object) -> None: ...
-
-    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
-        management = Management(settings.of("torchserve"), f"http://127.0.0.1:{server.server_port}/metrics")
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        assert management.handler_metric("trident_inference_seconds_count", digits) == 3000
-        thread.join()
-    assert management.handler_metric("trident_inference_seconds_count", digits) is None
-
-
 def test_a_signal_without_a_request_is_no_rollout(
     settings: ServingSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -371,38 +334,3 @@ def test_a_start_that_hangs_is_killed_at_its_deadline(supervise: Supervise) -> N
         assert "not ready after 1 s" in state.message
 
     supervise(story, start_timeout_s=1)
-
-
-def test_torchserves_abandoned_worker_is_scaled_to_none_and_back(
-    monkeypatch: pytest.MonkeyPatch, settings: ServingSettings, digits: Bundle, tmp_path: Path
-) -> None:
-    calls: list[tuple[str, int, bool]] = []
-    ready = {"digits:1": 0, "digits:2": 1}
-    second = replace(digits, manifest=digits.manifest.model_copy(update={"version": 2}))
-    monkeypatch.setattr(Management, "ready_workers", lambda _, bundle: ready[bundle.name])
-    monkeypatch.setattr(
-        Management, "scale", lambda _, bundle, workers, wait: calls.append((bundle.name, workers, wait))
-    )
-    server = TorchserveServer(settings, Deployment((digits, second)), tmp_path)
-    server.started(1)
-    assert str(server.probe()) == "0 of 1 workers of digits:1"
-    assert server.repair() is None  # TorchServe may be restarting it
-    server.repair_after_s = 0.0
-    assert "scaled" in (server.repair() or "")
-    assert calls == [("digits:1", 0, True), ("digits:1", 1, False)]
-    ready["digits:1"] = 1
-    assert server.probe() is None
-    assert server.repair() is None
-
-
-@pytest.mark.parametrize("native", [False, True])
-@pytest.mark.parametrize("classifier", ["native", "python"])
-def test_how_many_stubs_a_triton_model_has(
-    settings: ServingSettings, digits: Bundle, tmp_path: Path, classifier: str, native: bool
-) -> None:
-    changes = {"triton_classifier": classifier, "workers": 2, "threads": 2}
-    build_repository(digits, settings.model_copy(update=changes).of("triton"), tmp_path)
-    stubs = {path.parent.name: stubs_of(path.read_text(), native=native) for path in tmp_path.glob("*/config.pbtxt")}
-    assert stubs["digits"] == stubs["digits_v1"] == 0
-    assert stubs["digits_v1_preprocess"] == 4
-    assert stubs["digits_v1_classifier"] == (0 if native and classifier == "native" else 2)

@@ -3,9 +3,7 @@
 import os
 import re
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +24,7 @@ from serving.triton_server.admission import Admission
 from serving.triton_server.control import TritonControl
 from serving.triton_server.environment import find_triton
 from serving.triton_server.repository import build_repository, model_names, remove_models, write_default
+from tests.metrics_server import metrics_server
 
 
 @pytest.fixture
@@ -238,21 +237,10 @@ nv_inference_count{model="digits_v12_classifier",version="12"} 7
 nv_inference_exec_count{model="digits_v1_classifier",version="1"} 400
 """
 
-    class Metrics(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: object) -> None: ...
-
-    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
-        ports = settings.ports.model_copy(update={"triton_metrics": server.server_port})
+    with metrics_server(text) as port:
+        ports = settings.ports.model_copy(update={"triton_metrics": port})
         triton = TritonServer(settings.model_copy(update={"ports": ports}), Deployment((digits,)), tmp_path)
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
         assert triton.predictions_served(digits) == 3000
-        thread.join()
     assert triton.predictions_served(digits) is None
 
 
