@@ -4,6 +4,8 @@ import functools
 from collections.abc import Iterable
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from hdrh.histogram import HdrHistogram
 
 # 1 us to 10 minutes with 3 significant digits: latencies are exact to 0.1 %.
@@ -32,6 +34,24 @@ def merged(encoded: Iterable[str]) -> HdrHistogram:
     return histogram
 
 
+def counts_of(histogram: HdrHistogram) -> npt.NDArray[np.int64]:
+    """How many values each slot holds, int64 `[slots]`. The library's own loops over slots are a hundred times slower."""
+    return np.ctypeslib.as_array(histogram.counts)
+
+
+def value_of(histogram: HdrHistogram, slot: int) -> int:
+    """The highest value (ns) that a slot stands for."""
+    return int(histogram.get_highest_equivalent_value(histogram.get_value_from_index(slot)))
+
+
+def percentile_ns(histogram: HdrHistogram, percentile: float) -> int:
+    """A percentile, from any number of values; 0 if there are none."""
+    if not histogram.total_count:
+        return 0
+    wanted = histogram.get_target_count_at_percentile(percentile)
+    return value_of(histogram, int(np.searchsorted(np.cumsum(counts_of(histogram)), wanted)))
+
+
 @functools.cache
 def min_samples(percentile: float, confidence: float = 0.99) -> int:
     """The fewest samples from which a percentile may be reported: 64 for p90, 662 for p99.
@@ -50,4 +70,4 @@ def percentile_s(histogram: HdrHistogram, percentile: float) -> float | None:
     """A percentile in seconds; None if there are fewer than `min_samples`."""
     if histogram.total_count < min_samples(percentile):
         return None
-    return float(histogram.get_value_at_percentile(percentile)) / 1e9
+    return percentile_ns(histogram, percentile) / 1e9

@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digits model after one epoch."""
 
     def train(folder: Path) -> None:
@@ -72,13 +72,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         train_digits(folder, epochs=1)
 
-    return made_once("checkpoint", train, tmp_path_factory) / "best.pt"
+    return made_once("checkpoint", train, pytestconfig, tmp_path_factory) / "best.pt"
 
 
 @pytest.fixture(scope="session")
-def digits(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def digits(checkpoint: Path, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """`digits:1`."""
-    return _exported("bundles", lambda _: checkpoint, tmp_path_factory)
+    return _exported("bundles", lambda _: checkpoint, pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +88,7 @@ def bundles(digits: Bundle) -> Path:
 
 
 @pytest.fixture(scope="session")
-def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def other_weights(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle named `digits:1` like the other, with other weights."""
 
     def train(folder: Path) -> Path:
@@ -96,10 +96,12 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
         return train_digits(folder, epochs=1, seed=1).checkpoint
 
-    return _exported("other-bundles", train, tmp_path_factory)
+    return _exported("other-bundles", train, pytestconfig, tmp_path_factory)
 
 
-def _exported(name: str, checkpoint_in: Callable[[Path], Path], factory: pytest.TempPathFactory) -> Bundle:
+def _exported(
+    name: str, checkpoint_in: Callable[[Path], Path], config: pytest.Config, factory: pytest.TempPathFactory
+) -> Bundle:
     """A bundle of a checkpoint that is made, if need be, in a folder that does not last."""
 
     def export(folder: Path) -> None:
@@ -107,7 +109,7 @@ def _exported(name: str, checkpoint_in: Callable[[Path], Path], factory: pytest.
 
         export_checkpoint(checkpoint_in(factory.mktemp("run")), folder, log=lambda _: None)
 
-    (manifest,) = made_once(name, export, factory).glob("*/*/manifest.json")
+    (manifest,) = made_once(name, export, config, factory).glob("*/*/manifest.json")
     return read_bundle(manifest.parent)
 
 

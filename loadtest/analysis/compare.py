@@ -19,7 +19,7 @@ from scipy.stats import t as student
 from loadtest.analysis.estimate import LEAST_ROUNDS, Floats
 from loadtest.benchmark.result import Result, Run
 from loadtest.errors import ResultError
-from loadtest.histogram import merged, min_samples
+from loadtest.histogram import merged, min_samples, percentile_ns
 from loadtest.load import ClosedLoop, Load
 
 ALPHA: Final = 0.02
@@ -198,7 +198,7 @@ def _percentile(percentile: float) -> Callable[[Run], float | None]:
         histogram = merged([run.recording.latencies])
         if histogram.total_count < min_samples(percentile):
             return None
-        return float(histogram.get_value_at_percentile(percentile)) / 1e6
+        return percentile_ns(histogram, percentile) / 1e6
 
     return of
 

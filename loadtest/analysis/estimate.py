@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.histogram import decode_histogram, merged, percentile_s
+from loadtest.histogram import counts_of, decode_histogram, merged, percentile_s, value_of
 
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 2000
@@ -118,7 +118,7 @@ def _percentile_draws(encoded: Sequence[str], percentile: float, weights: Floats
 def _counts(encoded: str) -> tuple[Floats, Floats]:
     """The values (ns) of a histogram and their counts."""
     histogram = decode_histogram(encoded)
-    counts = np.ctypeslib.as_array(histogram.counts)  # its own iterators are a hundred times slower
+    counts = counts_of(histogram)
     seen = np.flatnonzero(counts)
-    values = [histogram.get_highest_equivalent_value(histogram.get_value_from_index(int(index))) for index in seen]
+    values = [value_of(histogram, int(slot)) for slot in seen]
     return np.array(values, float), counts[seen].astype(float)

@@ -4,7 +4,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from loadtest.histogram import decode_histogram
+from loadtest.histogram import decode_histogram, percentile_ns
 
 MAX_CPU: Final = 0.95
 MAX_LAG_MS: Final = 1.0
@@ -109,4 +109,4 @@ class Recording(_Part):
 
     def percentile_ms(self, percentile: float) -> float:
         """A percentile in ms, from any number of requests; reports use `histogram.percentile_s`."""
-        return float(decode_histogram(self.latencies).get_value_at_percentile(percentile)) / 1e6
+        return percentile_ns(decode_histogram(self.latencies), percentile) / 1e6

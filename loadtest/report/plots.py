@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from loadtest.analysis.estimate import Estimate
 from loadtest.analysis.summary import STAGES, LoadSummary, load_summaries
 from loadtest.benchmark.result import Result, Run
-from loadtest.histogram import merged, min_samples
+from loadtest.histogram import merged, min_samples, percentile_ns
 from loadtest.load import ClosedLoop, Load, OpenLoop
 from loadtest.report.canvas import INK, RED, Palette, grid, legend, log_y, plain, svg
 from loadtest.scenarios import Slo
@@ -191,7 +191,7 @@ def _by_percentile(axes: Axes, result: Result, palette: Palette) -> None:
         histogram = merged(runs)
         shown = [p for p in ladder if p == 0 or histogram.total_count >= min_samples(p)]
         reached = max(reached, *shown)
-        values = [histogram.get_value_at_percentile(p) / 1e6 for p in shown]
+        values = [percentile_ns(histogram, p) / 1e6 for p in shown]
         axes.plot([1 / (1 - p / 100) for p in shown], values, "-o", color=palette.color(lane), label=lane, markersize=4)
     axes.set_xscale("log")
     log_y(axes)

@@ -5,7 +5,7 @@ import pytest
 
 from loadtest.analysis.estimate import mean_of, percentile_of
 from loadtest.generator.summarise import histogram_of
-from loadtest.histogram import decode_histogram, merged, min_samples, percentile_s
+from loadtest.histogram import decode_histogram, merged, min_samples, new_histogram, percentile_ns, percentile_s
 from loadtest.report.tables import theil_sen
 from tests.loadtest.lab import recording
 
@@ -22,6 +22,18 @@ def test_percentiles_are_exact_to_a_thousandth_and_refused_from_too_few() -> Non
     assert percentile_s(histogram, 99.9) is None
     assert percentile_s(merged([recording([0.001] * 661).latencies]), 99) is None
     assert percentile_s(merged([recording([0.001] * 662).latencies]), 99) == pytest.approx(0.001, rel=2e-3)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 700, 20_000])
+def test_percentiles_are_those_of_the_library(samples: int) -> None:
+    latencies = np.random.default_rng(samples).lognormal(0, 1, samples) * 1e6
+    histogram = decode_histogram(histogram_of(latencies.astype(np.int64)))
+    for percentile in (1, 50, 90, 99, 99.9, 100):
+        assert percentile_ns(histogram, percentile) == histogram.get_value_at_percentile(percentile)
+
+
+def test_no_values_have_no_percentile() -> None:
+    assert percentile_ns(new_histogram(), 50) == 0
 
 
 def test_histograms_keep_microseconds_and_minutes() -> None:

@@ -31,7 +31,7 @@ from loadtest.load import ClosedLoop, Load, Loop, OpenLoop, Phase, WarmUp
 from loadtest.settings import read_settings
 from tests.loadtest.lab import lane
 
-pytestmark = pytest.mark.serial
+serial = pytest.mark.serial
 NO_WARM_UP = WarmUp(min_s=0, max_s=0)
 
 
@@ -162,6 +162,7 @@ def slow_server(digits: Bundle) -> Iterator[tuple[str, list[float]]]:
     server.server_close()
 
 
+@serial
 @pytest.mark.parametrize("loop", [ClosedLoop(concurrency=3, duration_s=1.5), OpenLoop.steady(60, 1.5)])
 def test_it_measures_what_happens(
     loop: Loop, slow_server: tuple[str, list[float]], digits: Bundle, generator: Generator, tmp_path: Path
@@ -237,6 +238,7 @@ def test_several_processes_share_a_run(generator: Generator) -> None:
     assert closed.percentile_ms(50) > 4 * 2 * 0.7  # four share one server of 2 ms
 
 
+@serial
 def test_an_arrival_without_a_connection_waits_and_that_counts(generator: Generator) -> None:
     """50 requests at once for a server of 10 ms, over two connections: the last one waits for half a second."""
     with fake_server(Behaviour(service="deterministic", mean_s=0.01)) as fake:
@@ -247,6 +249,7 @@ def test_an_arrival_without_a_connection_waits_and_that_counts(generator: Genera
     assert measured.percentile_ms(50) > 150
 
 
+@serial
 def test_what_was_scheduled_in_time_counts_even_if_it_is_answered_late(generator: Generator) -> None:
     """A server at three times its capacity: all requests are counted, with the waits they had."""
     with fake_server(Behaviour(service="deterministic", mean_s=0.01)) as fake:
@@ -256,6 +259,7 @@ def test_what_was_scheduled_in_time_counts_even_if_it_is_answered_late(generator
     assert measured.completed < 60
 
 
+@serial
 def test_a_warm_up_ends_when_latency_is_stable(generator: Generator) -> None:
     with fake_server(Behaviour(service="deterministic", mean_s=0.01)) as fake:
         loop = ClosedLoop(concurrency=1, duration_s=0.2)
@@ -280,6 +284,7 @@ def test_fast_but_wrong_is_refused_and_wrong_in_the_middle_invalidates() -> None
     assert not measured.sound
 
 
+@serial
 def test_servers_that_are_not_under_load_are_seen_to_be_idle() -> None:
     with fake_server(Behaviour()) as one, fake_server(Behaviour()) as two:
         lanes = (one.model_copy(update={"name": "one"}), two.model_copy(update={"name": "two"}))
