@@ -30,6 +30,8 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith("TRIDENT_")]:
         del os.environ[name]
     os.environ["COLUMNS"] = "300"  # tables are not cut
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are busy: more threads of one process would wait for each other
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

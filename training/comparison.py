@@ -1,6 +1,7 @@
 """Comparison of an exported file with eager PyTorch."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from training.models import Servable
 FP32_TOLERANCE: Final = 1e-5  # between two files on one machine
 SERVED_TOLERANCE: Final = 1e-4  # between the exporting machine and a serving machine
 BATCH: Final = 32
+ONE_BY_ONE: Final = 8
 
 ClassIds = npt.NDArray[np.int64]
 
@@ -116,11 +118,9 @@ class Reference:
 
 
 def infer_in_batches(infer: Infer, pixels: Pixels) -> Probabilities:
-    """Run `infer` in batches of BATCH, and on the remaining images one by one, so that both sizes are covered."""
-    whole = len(pixels) - len(pixels) % BATCH
-    parts = [infer(pixels[i : i + BATCH]) for i in range(0, whole, BATCH)]
-    parts += [infer(pixels[i : i + 1]) for i in range(whole, len(pixels))]
-    return np.concatenate(parts)
+    """Run `infer` on a few images one by one and on the others in batches, so that both sizes are covered."""
+    cuts = [*range(min(ONE_BY_ONE, len(pixels))), *range(ONE_BY_ONE, len(pixels), BATCH), len(pixels)]
+    return np.concatenate([infer(pixels[start:end]) for start, end in pairwise(cuts)])
 
 
 def describe_artefact(artefact: Artefact) -> str:

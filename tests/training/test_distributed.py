@@ -59,6 +59,7 @@ def test_two_processes_give_the_result_of_one(two: Path, tmp_path: Path) -> None
     assert one.test_accuracy == pytest.approx(both.test_accuracy, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_restarted_without_changing_the_result(two: Path, tmp_path: Path) -> None:
     agent = torchrun(tmp_path, "run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
     while not state_files(tmp_path / "run" / "checkpoints"):

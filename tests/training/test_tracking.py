@@ -107,11 +107,11 @@ def test_outcomes_are_sorted_by_accuracy(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_sweep(run: Run, tmp_path: Path) -> None:
     code, output = run(
-        *("sweep", "--grid", "optimizer=adam,sgd", "--seeds", "2", "--sweep-dir", "s"),
+        *("sweep", "--grid", "optimizer=adam,sgd", "--sweep-dir", "s"),
         *("--model", "mlp", "--image-size", "8", "--epochs", "1"),
     )
     assert code == 0, output
-    assert output.count("test accuracy") == 5
+    assert output.count("test accuracy") == 3
     assert (tmp_path / "s" / "sweep.svg").is_file()
     code, output = run("sweep", "--grid", "optimizer=sgd", "--sweep-dir", "s", "--epochs", "2")
     assert code == 1
