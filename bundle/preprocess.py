@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bundle.errors import EmptyImageError, NotAnImageError, TooManyPixelsError, UndecodableImageError
+from bundle.jpeg import decode_plain_jpeg, plain_jpeg
 from bundle.manifest import ImageInput
 
 Pixels = npt.NDArray[np.uint8]
@@ -28,6 +29,10 @@ _FILTERS: Final = {filter_.name.lower(): filter_ for filter_ in Image.Resampling
 # Decoding takes up to 12 bytes per pixel (three RGBA images), so only one large image is decoded at a time.
 _LARGE_PIXELS: Final = 4_000_000
 _one_large_image: Final = threading.Lock()
+# Limits of `is_cheap`. The bytes bound what a hostile PNG can hold; the pixels, what it can inflate to.
+_CHEAP_BYTES: Final = 32_768
+_CHEAP_PIXELS: Final = 100_000
+_PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _WHITE: Final = (255, 255, 255, 255)
 
 
@@ -45,8 +50,9 @@ def preprocess(data: bytes, spec: ImageInput, max_image_pixels: int = MAX_IMAGE_
     Raises:
         EmptyImageError, NotAnImageError, TooManyPixelsError, UndecodableImageError.
     """
-    image = _resize(_decode(data, spec, max_image_pixels), spec)
-    array = np.asarray(image)
+    array = _plain_pixels(data, spec, max_image_pixels)
+    if array is None:
+        array = np.asarray(_resize(_decode(data, spec, max_image_pixels), spec))
     if array.ndim == 2:  # gray: the three channels are equal
         return np.repeat(array[np.newaxis], 3, axis=0)
     return np.ascontiguousarray(array.transpose(2, 0, 1))
@@ -59,6 +65,28 @@ def decode(data: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image
         As `preprocess`.
     """
     return _decode(data, None, max_image_pixels).convert("RGB")
+
+
+def is_cheap(data: bytes) -> bool:
+    """Whether `preprocess` surely takes less than a few milliseconds, by size and headers of a JPEG or PNG file."""
+    if len(data) > _CHEAP_BYTES:
+        return False
+    if data.startswith(_PNG_START):
+        width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+        return width * height <= _CHEAP_PIXELS
+    jpeg = plain_jpeg(data)
+    return jpeg is not None and jpeg.width * jpeg.height <= _CHEAP_PIXELS
+
+
+def _plain_pixels(data: bytes, spec: ImageInput, max_image_pixels: int) -> Pixels | None:
+    """uint8 `[height, width]` or `[height, width, 3]` of a plain JPEG; None for other files."""
+    jpeg = plain_jpeg(data)
+    if jpeg is None or jpeg.width * jpeg.height > max_image_pixels:
+        return None
+    array = decode_plain_jpeg(data, jpeg, _scale(jpeg.width, jpeg.height, spec))
+    if array is None or (array.shape[:2] == (spec.height, spec.width) and spec.resize != "crop"):
+        return array
+    return np.asarray(_resize(Image.fromarray(array), spec))
 
 
 def _decode(data: bytes, spec: ImageInput | None, max_image_pixels: int) -> Image.Image:
@@ -113,11 +141,17 @@ def _orientation(image: Image.Image) -> int:
 def _draft(image: Image.Image, spec: ImageInput, *, sideways: bool) -> None:
     """Let libjpeg decode at a fraction of the size (Pillow's Image.draft)."""
     width, height = reversed(image.size) if sideways else image.size
+    scale = _scale(width, height, spec)
+    if scale > 1:
+        image.draft(image.mode, (image.width // scale, image.height // scale))
+
+
+def _scale(width: int, height: int, spec: ImageInput) -> int:
+    """The fraction of its size at which a JPEG is decoded: 1, 1/2, 1/4 or 1/8, as its denominator."""
     left, top, right, bottom = _source_box(width, height, spec)
     target_width, target_height = _target_size(width, height, spec)
     shrink = min((right - left) / target_width, (bottom - top) / target_height) / _SCALED_DECODING_MARGIN
-    if shrink >= 2:
-        image.draft(image.mode, (max(1, int(image.width / shrink)), max(1, int(image.height / shrink))))
+    return next((scale for scale in (8, 4, 2) if shrink >= scale), 1)
 
 
 def _to_rgb_or_gray(image: Image.Image) -> Image.Image:

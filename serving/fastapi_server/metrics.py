@@ -9,7 +9,7 @@ import contextlib
 import os
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,12 +68,14 @@ class ModelMetrics:
     inference: Tally
     batch_size: Tally
     queue_depth: Gauge
+    on_event_loop: Gauge
 
-    def flush(self, depth: int) -> None:
+    def flush(self, depth: int, *, on_event_loop: bool) -> None:
         """Pass the observations on to prometheus_client."""
         for tally in (self.request_duration, self.decode, self.queue, self.inference, self.batch_size):
             tally.flush()
         self.queue_depth.set(depth)
+        self.on_event_loop.set(on_event_loop)
 
 
 class Metrics:
@@ -118,6 +120,13 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._on_event_loop = Gauge(
+            "trident_batches_on_event_loop",
+            "How many worker processes run the model's batches on the event loop; the others use a thread.",
+            ["model"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self._in_flight = Gauge(
             "trident_requests_in_flight", "Requests in flight.", multiprocess_mode="livesum", registry=registry
         )
@@ -152,6 +161,7 @@ class Metrics:
                 inference=inference,
                 batch_size=Tally(self._batch_size.labels(model), BATCH_BUCKETS),
                 queue_depth=self._queue_depth.labels(model),
+                on_event_loop=self._on_event_loop.labels(model),
             )
         return found
 
@@ -166,14 +176,19 @@ class Metrics:
         if isinstance(error, TridentError) and error.status != TridentError.status:
             self._rejected.labels(error.kind).inc()
 
-    def flush(self, in_flight: int, queue_depths: Mapping[str, int]) -> None:
-        """Pass the collected observations on to prometheus_client, and set the gauges."""
+    def flush(self, in_flight: int, queue_depths: Mapping[str, int], on_event_loop: Collection[str] = ()) -> None:
+        """Pass the collected observations on to prometheus_client, and set the gauges.
+
+        Args:
+            queue_depths: images that wait or are being classified, by model.
+            on_event_loop: the models whose batches run on the event loop.
+        """
         self._in_flight.set(in_flight)
         for (model, status), count in self._answers.items():
             self._requests.labels(model, str(status)).inc(count)
         self._answers.clear()
         for name, metrics in self._models.items():
-            metrics.flush(queue_depths.get(name, 0))
+            metrics.flush(queue_depths.get(name, 0), on_event_loop=name in on_event_loop)
 
     def set_model(self, model: str, version: int, runtime: str, precision: str, device: str, *, loaded: bool) -> None:
         """Show that a version was loaded or unloaded."""

@@ -43,6 +43,8 @@ class ServiceProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self.read_timeout_s: float = self.app.service.settings.read_timeout_s
         self._limit_read(self.read_timeout_s)
+        self._idle_since = self.loop.time()
+        self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle_long)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -59,11 +61,13 @@ class ServiceProtocol(HttpToolsProtocol):
             self._limit_read(self.read_timeout_s)
 
     def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
+        """A request begins. uvicorn makes its scope here; only the ordinary path needs one (`_begin_ordinary`)."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._stage = "headers"
-        self._futures = [future for future in self._futures if not future.done()]
-        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
+        if self._futures:
+            self._futures = [future for future in self._futures if not future.done()]
 
     def on_headers_complete(self) -> None:
         """Choose the path of the request."""
@@ -74,9 +78,17 @@ class ServiceProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = not self._draining
             self.cycle.start(query)
         else:
+            self._begin_ordinary()
             super().on_headers_complete()
             if self._draining:
                 self.cycle.keep_alive = False
+
+    def _begin_ordinary(self) -> None:
+        url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect_100_continue
+        self.headers += headers
+        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
 
     def _is_plain(self) -> bool:
         """Whether the connection's state and the method allow the fast path."""
@@ -106,11 +118,8 @@ class ServiceProtocol(HttpToolsProtocol):
                 return
         else:
             super().on_message_complete()
-        if self.cycle.response_complete and not self.transport.is_closing():
-            self._unset_keepalive_if_required()  # the request was answered before it was complete
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+        if self.cycle.response_complete:  # before the request was complete
+            self._idle_since = self.loop.time()
 
     def _send(self, fast: FastPath, response: PredictResponse) -> None:
         """Send a response of the fast path, in one packet."""
@@ -124,9 +133,9 @@ class ServiceProtocol(HttpToolsProtocol):
         lines = [STATUS_LINE[status]]
         for name, value in (*self.server_state.default_headers, *headers):
             lines += (name, b": ", value, b"\r\n")
-        if close:
-            lines.append(b"connection: close\r\n")
-        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
+        lines.append(body)
+        self.transport.write(b"".join(lines))
         if close:
             self.transport.close()
 
@@ -135,7 +144,11 @@ class ServiceProtocol(HttpToolsProtocol):
 
         An immediate close would reset the connection, and the client might not see the response.
         """
-        super().on_response_complete()
+        self._idle_since = self.loop.time()
+        if isinstance(self.cycle, FastPath) and not self.pipeline:
+            self.server_state.total_requests += 1
+        else:
+            super().on_response_complete()
         if self._stage == "body" and self.cycle.response_complete:
             self._limit_read(LINGER_S)
 
@@ -143,12 +156,26 @@ class ServiceProtocol(HttpToolsProtocol):
         """The client has disconnected: cancel its work."""
         self.lost = True
         self._limit_read(None)
+        self._idle_timer.cancel()
         for future in self._futures:
             future.cancel()
         if self._fast is not None and not self._fast.response_complete:
             self._fast.lost(too_slow=self.too_slow)
         self.resume_writing()
         super().connection_lost(exc)
+
+    def _close_if_idle_long(self) -> None:
+        """Close the connection if it has been idle for `timeout_keep_alive`; otherwise look again later.
+
+        uvicorn's own timer is started and cancelled for every request, so the fast path does not use it.
+        """
+        left_s = float(self.timeout_keep_alive)
+        if self._is_idle():
+            left_s -= self.loop.time() - self._idle_since
+        if left_s <= 0:
+            self.transport.close()
+        else:
+            self._idle_timer = self.loop.call_later(left_s, self._close_if_idle_long)
 
     def cancel_when_lost(self, future: "asyncio.Future[Any]") -> None:
         """See `connection.Connection`."""

@@ -37,4 +37,5 @@ class Service:
             self._flush()
 
     def _flush(self) -> None:
-        self.metrics.flush(self.admission.in_flight, self.hosting.queue_depths())
+        hosting = self.hosting
+        self.metrics.flush(self.admission.in_flight, hosting.queue_depths(), hosting.on_event_loop())

@@ -1,8 +1,9 @@
 """The FastAPI service as a supervised server. uvicorn replaces dead workers by itself, and drains when it is stopped."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from bundle.golden import Fault
 from bundle.store import Bundle
@@ -72,14 +73,22 @@ class FastapiServer(Server):
 
     def effective_settings(self) -> EffectiveSettings:
         """By its model configuration, which has Triton's form."""
-        manifest = self.deployment.bundles[-1].manifest
-        path = f"/v2/models/{manifest.model}_classifier/versions/{manifest.version}/config"
-        config = call("GET", f"{self.endpoint.url}{path}", headers=self._headers())
+        config = self._model_config()
         return settings_of_classifier(config, config, config)
+
+    def observations(self) -> Mapping[str, str]:
+        """The thread in which one of the workers runs its batches."""
+        return {"batches run on": self._model_config()["parameters"]["batches_run_on"]["string_value"]}
 
     def cleanup(self) -> None:
         """Remove the scratch folder."""
         remove_scratch(self.folder)
+
+    def _model_config(self) -> dict[str, Any]:
+        manifest = self.deployment.bundles[-1].manifest
+        path = f"/v2/models/{manifest.model}_classifier/versions/{manifest.version}/config"
+        config: dict[str, Any] = call("GET", f"{self.endpoint.url}{path}", headers=self._headers())
+        return config
 
     def _repository(self, bundle: Bundle, action: str, parameters: dict[str, object]) -> None:
         url = f"{self.endpoint.url}/v2/repository/models/{bundle.manifest.model}/{action}"

@@ -148,6 +148,10 @@ class Server(ABC):
         """What `effective_settings` should report: our settings, as far as the server can express them."""
         return {name: getattr(self.settings, name) for name in READ_BACK}
 
+    def observations(self) -> Mapping[str, str]:
+        """What the running server has decided by itself, by name; shown by `trident status`."""
+        return {}
+
     def cleanup(self) -> None:
         """Remove what it keeps outside its folder. It has stopped for good."""
         return

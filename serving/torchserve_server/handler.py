@@ -18,7 +18,7 @@ import numpy as np
 from pydantic_core import to_json
 
 from bundle.errors import EmptyImageError, RequestError, TridentError, UnauthorizedError
-from bundle.postprocess import TOP_K_HEADER, answer, parse_top_k
+from bundle.postprocess import TOP_K_HEADER, AnswerWriter, parse_top_k
 from bundle.preprocess import Pixels, preprocess
 from bundle.schemas import problem
 from bundle.store import read_bundle
@@ -41,6 +41,8 @@ class TridentHandler:
         self.settings = ServingSettings(**context.model_yaml_config["trident"]).of("torchserve")  # and TRIDENT_API_KEYS
         self.keys = ApiKeys(self.settings.api_keys)
         self.bundle = read_bundle(Path(context.system_properties["model_dir"]))
+        manifest = self.bundle.manifest
+        self.answers = AnswerWriter(manifest.model, manifest.version, manifest.labels)
         self.runtime = ready_runtime(self.bundle, self.settings)
         log.info("%s is ready: %s, %d threads", self.bundle.name, self.settings.runtime, self.settings.threads)
 
@@ -103,9 +105,8 @@ class TridentHandler:
         seconds = time.perf_counter() - started
         _observe(context, "trident_inference_seconds", seconds)
         inference = f"inference;dur={seconds * 1000:.3f}"
-        manifest = self.bundle.manifest
         for (index, top_k, _), row in zip(members, probabilities, strict=True):
-            answers[index] = to_json(answer(row, manifest.model, manifest.version, manifest.labels, top_k))
+            answers[index] = self.answers.answer(row, top_k)
             decode = context.get_response_headers(index)["Server-Timing"]
             context.set_response_header(index, "Server-Timing", f"{decode}, {inference}")
             context.set_response_content_type(index, "application/json")

@@ -1,7 +1,7 @@
 """What `trident status` checks and shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 from rich.text import Text
@@ -37,7 +37,7 @@ def show_status(settings: ServingSettings, *, as_json: bool = False) -> bool:
     faults = {name: _golden_fault(server, bundle, in_force) for name, server in state.servers.items()}
     reported = [_read_back(name, state, in_force) for name, server in state.servers.items() if server.phase in UP]
     if as_json:
-        found = {one.server: dict(one.reported) for one in reported}
+        found = {one.server: {**one.reported, **one.observations} for one in reported}
         messages = {name: fault.message if fault is not None else "" for name, fault in faults.items()}
         console.print_json(data=state.model_dump(mode="json") | {"faults": messages, "runs_with": found})
     else:
@@ -74,6 +74,7 @@ class _Reported:
     server: ServerName
     reported: EffectiveSettings
     expected: EffectiveSettings
+    observations: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -84,9 +85,9 @@ class _Reported:
 def _read_back(name: ServerName, state: StackState, settings: ServingSettings) -> _Reported:
     server = server_class(name)(settings, state.deployment(), STACK / name)
     try:
-        return _Reported(name, server.effective_settings(), server.expected_settings())
+        return _Reported(name, server.effective_settings(), server.expected_settings(), server.observations())
     except (TridentError, OSError) as error:
-        return _Reported(name, {}, {}, f"{name} does not report its settings: {error}")
+        return _Reported(name, {}, {}, error=f"{name} does not report its settings: {error}")
 
 
 def _show_settings(servers: Sequence[_Reported]) -> None:
@@ -99,6 +100,8 @@ def _show_settings(servers: Sequence[_Reported]) -> None:
             text = f"{one.reported[name]}, not {one.expected[name]}" if differs else str(one.reported.get(name, "-"))
             cells.append(Text(text, "red" if differs else ""))
         table.add_row(name, *cells)
+    for name in dict.fromkeys(name for one in servers for name in one.observations):
+        table.add_row(name, *(one.observations.get(name, "-") for one in servers))
     for one in servers:
         if one.error is not None:
             console.print(Text(one.error, "red"))

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from bundle.errors import BundleError, UnavailableError, UnknownModelError
+from bundle.postprocess import AnswerWriter
 from bundle.preprocess import Pixels, preprocess
 from bundle.store import Bundle, list_bundles, read_bundle
 from serving.fastapi_server.metrics import Metrics, ModelMetrics
 from serving.fastapi_server.models.batcher import Batcher
 from serving.fastapi_server.models.desired_state import DesiredBundle, DesiredState
 from serving.fastapi_server.models.job import Job
+from serving.fastapi_server.models.placement import Placement
 from serving.runtimes import Runtime, ready_runtime
 from serving.settings import ServerSettings, available_cores
 
@@ -35,6 +37,7 @@ class HostedModel:
     digest: str
     runtime: Runtime
     batcher: Batcher
+    answers: AnswerWriter
 
     @classmethod
     async def load(cls, desired: DesiredBundle, settings: ServerSettings, metrics: Metrics) -> "HostedModel":
@@ -53,17 +56,22 @@ class HostedModel:
         def decode(data: bytes) -> Pixels:
             return preprocess(data, spec, max_image_pixels)
 
+        decoders = max(0, min(MAX_DECODERS, available_cores() // settings.workers - 1))
+        may_run_on_loop = not decoders and not settings.queue_delay_ms and settings.device == "cpu"
         batcher = Batcher(
             decode,
             runtime.infer,
             max_batch_size=settings.max_batch_size,
             queue_delay_s=settings.queue_delay_ms / 1000,
             queue_size=_share_of_queue(settings),
-            decoders=max(0, min(MAX_DECODERS, available_cores() // settings.workers - 1)),
+            decoders=decoders,
             name=bundle.name,
+            placement=Placement(bundle.name, fixed=None if may_run_on_loop else "model thread"),
             on_batch=partial(_record, model_metrics),
         )
-        return cls(bundle, desired.digest, runtime, batcher)
+        manifest = bundle.manifest
+        answers = AnswerWriter(manifest.model, manifest.version, manifest.labels)
+        return cls(bundle, desired.digest, runtime, batcher, answers)
 
 
 def _share_of_queue(settings: ServerSettings) -> int:
@@ -144,6 +152,10 @@ class Hosting:
         for (model, _), hosted in self._models.items():
             depths[model] = depths.get(model, 0) + hosted.batcher.depth
         return depths
+
+    def on_event_loop(self) -> set[str]:
+        """The models of which at least one version runs its batches on the event loop."""
+        return {model for (model, _), hosted in self._models.items() if hosted.batcher.placement.place == "event loop"}
 
     # --- changes
 

@@ -1,45 +1,61 @@
 """One unit of work for a model, and what has become of it."""
 
-import asyncio
 import time
+from collections.abc import Callable
 
 from bundle.postprocess import Probabilities
-from bundle.preprocess import Pixels
+from bundle.preprocess import Pixels, is_cheap
 
 
 class Job:
     """One encoded image, or a tensor of pixels (uint8 `[N, 3, H, W]`), on its way through the model.
 
-    The result of `future` is the job itself, with `probabilities` (float32 `[rows, classes]`). Times are
+    When it is done, it has either `probabilities` (float32 `[rows, classes]`) or an `error`. Times are
     `time.perf_counter()`, in seconds.
+
+    Args:
+        on_done: called on the event loop when the job is done, unless it was cancelled.
+        deadline: when the job expires.
     """
 
     __slots__ = (
         "batch_size",
         "batched",
+        "deadline",
         "decoded",
+        "done",
         "error",
-        "future",
         "inferred",
+        "on_done",
         "payload",
         "pixels",
         "probabilities",
         "rows",
         "started",
         "submitted",
-        "timer",
     )
 
-    def __init__(self, payload: bytes | Pixels, future: "asyncio.Future[Job]") -> None:
+    def __init__(self, payload: bytes | Pixels, on_done: "Callable[[Job], None]", timeout_s: float) -> None:
         self.payload = payload
-        self.future = future
-        self.rows = 1 if isinstance(payload, bytes) else len(payload)
-        self.pixels: Pixels | None = None if isinstance(payload, bytes) else payload
+        self.on_done = on_done
+        if isinstance(payload, bytes):
+            self.rows = 1
+            self.pixels: Pixels | None = None
+        else:
+            self.rows = len(payload)
+            self.pixels = payload
         self.probabilities: Probabilities | None = None
         self.error: Exception | None = None
-        self.timer: asyncio.TimerHandle | None = None
+        self.done = False  # finished, expired or cancelled
         self.batch_size = 0
-        self.submitted = self.started = self.decoded = self.batched = self.inferred = time.perf_counter()
+        now = time.perf_counter()
+        self.submitted = self.started = self.decoded = self.batched = self.inferred = now
+        self.deadline = now + timeout_s
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether it has its pixels already, or they are decoded quickly."""
+        return self.pixels is not None or (isinstance(self.payload, bytes) and is_cheap(self.payload))
 
     @property
     def decode_s(self) -> float:

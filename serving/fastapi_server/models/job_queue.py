@@ -8,13 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
 
 from serving.fastapi_server.models.job import Job
-
-# With decoder threads, they decode the images that are larger than this. If the model's thread decoded a large image, no
-# other request would be answered meanwhile.
-SMALL_IMAGE_BYTES: Final = 32_768
 
 
 class JobQueue:
@@ -53,6 +48,11 @@ class JobQueue:
             self._for_model.notify_all()
             self._for_decoders.notify_all()
 
+    def is_idle(self) -> bool:
+        """Whether no job waits or is worked on. True until the next `put`."""
+        with self._for_model:
+            return self._model_waits and not (self._encoded or self._decoded or self._decoding)
+
     def take_batch(self) -> list[Job] | None:
         """Wait for jobs, and take a batch of them. None: the queue is closed and empty."""
         with self._for_model:
@@ -64,7 +64,7 @@ class JobQueue:
                 if not self._has_decoders:
                     jobs += _take(self._encoded, room)
                 elif self._queue_delay_s or not jobs:
-                    jobs += _take_small(self._encoded, room if self._queue_delay_s else 1)
+                    jobs += _take_cheap(self._encoded, room if self._queue_delay_s else 1)
                 self._for_decoders.notify(len(self._encoded))
                 if jobs:
                     return jobs
@@ -117,15 +117,15 @@ def _take(queue: deque[Job], max_rows: int) -> list[Job]:
     rows = 0
     while queue and rows + queue[0].rows <= max_rows:
         job = queue.popleft()
-        if not job.future.done():
+        if not job.done:
             rows += job.rows
             jobs.append(job)
     return jobs
 
 
-def _take_small(queue: deque[Job], most: int) -> list[Job]:
-    """Take the first jobs with a small image."""
-    jobs = [job for job in queue if len(job.payload) <= SMALL_IMAGE_BYTES][:most]
+def _take_cheap(queue: deque[Job], most: int) -> list[Job]:
+    """Take the first jobs with an image that is decoded quickly. While the model's thread decodes, nobody is answered."""
+    jobs = [job for job in queue if job.is_cheap][:most]
     for job in jobs:
         queue.remove(job)
     return jobs

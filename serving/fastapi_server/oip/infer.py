@@ -6,10 +6,9 @@ from typing import Any, Final
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic_core import to_json
 
 from bundle.errors import RequestError, UnsupportedMediaTypeError
-from bundle.postprocess import TOP_K_HEADER, answer, parse_top_k
+from bundle.postprocess import TOP_K_HEADER, parse_top_k
 from serving.fastapi_server.connection import CONNECTION, check_declared_length, read_body, wait_for_jobs
 from serving.fastapi_server.dependencies import ADMITTED, TheService
 from serving.fastapi_server.models.job import Job
@@ -68,10 +67,10 @@ async def infer(request: Request, service: TheService, model: str, version: str 
     timeout_s = time_left_s(headers, _timeout_s(parsed, settings.request_timeout_s), started)
     batcher = served.hosted.batcher
     if served.is_classifier:
-        futures = [batcher.submit(np.ascontiguousarray(values), timeout_s)]
+        futures = [batcher.future(np.ascontiguousarray(values), timeout_s)]
     else:
         top_k = parse_top_k(parsed.parameters.get("top_k", request.headers.get(TOP_K_HEADER)))
-        futures = batcher.submit_all(values.ravel().tolist(), timeout_s)
+        futures = batcher.futures(values.ravel().tolist(), timeout_s)
     jobs = []
     for job in await wait_for_jobs(futures, request.scope.get(CONNECTION)):
         if not isinstance(job, Job):
@@ -126,11 +125,10 @@ def _probabilities(jobs: Sequence[Job]) -> Array:
 
 def _answers(served: ServedModel, jobs: Sequence[Job], top_k: int) -> Array:
     """BYTES `[images, 1]`: the JSON answer to each image."""
-    manifest = served.hosted.bundle.manifest
     texts = []
     for job in jobs:
         assert job.probabilities is not None
-        texts.append(to_json(answer(job.probabilities[0], manifest.model, manifest.version, manifest.labels, top_k)))
+        texts.append(served.hosted.answers.answer(job.probabilities[0], top_k))
     return np.array(texts, dtype=np.object_).reshape(-1, 1)
 
 

@@ -68,6 +68,7 @@ async def model_config(service: TheService, model: str, version: str | None = No
         "request_timeout_s": settings.request_timeout_s,
         "max_body_bytes": settings.max_body_bytes,
         "max_image_pixels": settings.max_image_pixels,
+        "batches_run_on": served.hosted.batcher.placement.place,
     }
     return {
         "name": model,

@@ -35,7 +35,7 @@ class PredictEndpoint:
             body = await read_body(receive, self._service.settings.max_body_bytes)
             content_type = headers.get(b"content-type", b"")
             images = [body] if is_image(content_type) else await images_in(body, content_type.decode("latin-1"))
-            futures = request.submit(images)
+            futures = request.futures(images)
             response = request.succeed(await wait_for_jobs(futures, scope.get(CONNECTION)))
         except ClientDisconnectedError:
             request.abandon(status_of_lost_request(scope))

@@ -6,12 +6,10 @@ future is done. Requests that need more (multipart, JSON, chunked bodies, `Expec
 Both paths send the same responses, refusals included.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from bundle.errors import RequestTimeoutError
-from serving.fastapi_server.connection import CLIENT_CLOSED_REQUEST
 from serving.fastapi_server.models.job import Job
 from serving.fastapi_server.predict.bodies import is_image
 from serving.fastapi_server.predict.request import PredictRequest, PredictResponse
@@ -35,7 +33,6 @@ class FastPath:
     """
 
     __slots__ = (
-        "_future",
         "_on_response",
         "_parts",
         "_request",
@@ -55,7 +52,6 @@ class FastPath:
         self._request = PredictRequest(service, headers)
         self._on_response = on_response
         self._parts: list[bytes] = []
-        self._future: asyncio.Future[Job] | None = None
         self.keep_alive = True
         self.disconnected = False
         self.response_started = False
@@ -88,25 +84,22 @@ class FastPath:
         """Queue the image: the body is complete."""
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         try:
-            (self._future,) = self._request.submit([body])
+            self._request.submit(body, self._done)
         except Exception as error:
             self._on_response(self, self._request.fail(error))
-        else:
-            self._future.add_done_callback(self._done)
 
     def lost(self, *, too_slow: bool) -> None:
         """The client has disconnected. `too_slow`: it was answered with 408."""
-        if self._future is None:
-            self._request.abandon(RequestTimeoutError.status if too_slow else CLIENT_CLOSED_REQUEST)
+        if too_slow:
+            self._request.abandon(RequestTimeoutError.status)
         else:
-            self._future.cancel()  # calls `_done`
+            self._request.cancel()
 
-    def _done(self, future: "asyncio.Future[Job]") -> None:
-        if future.cancelled():
-            self._request.abandon(CLIENT_CLOSED_REQUEST)
-            return
+    def _done(self, job: Job) -> None:
         try:
-            response = self._request.succeed([future.result()])
+            if job.error is not None:
+                raise job.error
+            response = self._request.succeed([job])
         except Exception as error:
             response = self._request.fail(error)
         self._on_response(self, response)

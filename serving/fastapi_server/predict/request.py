@@ -6,18 +6,15 @@ id. They differ only in how bytes are read and written.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
-from pydantic_core import to_json
-
 from bundle.errors import RequestError, TridentError
-from bundle.manifest import Manifest
-from bundle.postprocess import DEFAULT_TOP_K, Probabilities, answer, parse_top_k, top_k_classes
-from serving.fastapi_server.connection import check_declared_length
+from bundle.postprocess import DEFAULT_TOP_K, AnswerWriter, Probabilities, parse_top_k
+from serving.fastapi_server.connection import CLIENT_CLOSED_REQUEST, check_declared_length
 from serving.fastapi_server.metrics import NO_MODEL
+from serving.fastapi_server.models.batcher import Batcher
 from serving.fastapi_server.models.hosting import HostedModel
 from serving.fastapi_server.models.job import Job
 from serving.fastapi_server.problems import PROBLEM_JSON, problem_of
@@ -27,8 +24,7 @@ from serving.fastapi_server.service import Service
 _PROBLEM_JSON: Final = PROBLEM_JSON.encode()
 
 
-@dataclass(frozen=True, slots=True)
-class PredictResponse:
+class PredictResponse(NamedTuple):
     """The HTTP response."""
 
     status: int
@@ -36,8 +32,7 @@ class PredictResponse:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PredictParams:
+class PredictParams(NamedTuple):
     """The parameters of a request."""
 
     model: str | None = None
@@ -54,7 +49,7 @@ class PredictRequest:
     Header names are lower case.
     """
 
-    __slots__ = ("_admitted", "_headers", "_hosted", "_model", "_params", "_service", "_started")
+    __slots__ = ("_admitted", "_headers", "_hosted", "_job", "_model", "_params", "_service", "_started")
 
     def __init__(self, service: Service, headers: Mapping[bytes, bytes]) -> None:
         self._service = service
@@ -64,6 +59,7 @@ class PredictRequest:
         self._model = NO_MODEL
         self._params = _DEFAULT_PARAMS
         self._hosted: HostedModel | None = None
+        self._job: Job | None = None
 
     def admit(self, query_string: bytes) -> None:
         """Admit the request, and check its parameters before its body is read.
@@ -78,21 +74,40 @@ class PredictRequest:
         self._model = service.hosting.find(self._params.model, self._params.version).bundle.manifest.model
         check_declared_length(headers.get(b"content-length"), service.settings.max_body_bytes)
 
-    def submit(self, images: Sequence[bytes]) -> "list[asyncio.Future[Job]]":
+    def submit(self, image: bytes, on_done: Callable[[Job], None]) -> None:
+        """Queue one image. `on_done` is called later, unless the request is cancelled.
+
+        Raises:
+            OverloadedError, UnavailableError, UnknownModelError, DeadlineExceededError, RequestError: it is not queued.
+        """
+        self._job = self._batcher().submit(image, self._time_left_s(), on_done)
+
+    def futures(self, images: Sequence[bytes]) -> "list[asyncio.Future[Job]]":
         """Queue the images.
 
         Raises:
-            OverloadedError, UnavailableError, UnknownModelError, DeadlineExceededError, RequestError: no image is queued.
+            As `submit`: no image is queued.
         """
+        return self._batcher().futures(images, self._time_left_s())
+
+    def cancel(self) -> None:
+        """Remove the image from the queue: the client has disconnected."""
+        if self._job is not None and self._hosted is not None:
+            self._hosted.batcher.cancel(self._job)
+        self.abandon(CLIENT_CLOSED_REQUEST)
+
+    def _batcher(self) -> Batcher:
         # Find the model again: it may have been replaced while the body was read.
         self._hosted = self._service.hosting.find(self._params.model, self._params.version)
-        timeout_s = time_left_s(self._headers, self._service.settings.request_timeout_s, self._started)
-        return self._hosted.batcher.submit_all(images, timeout_s)
+        return self._hosted.batcher
+
+    def _time_left_s(self) -> float:
+        return time_left_s(self._headers, self._service.settings.request_timeout_s, self._started)
 
     def succeed(self, jobs: Sequence[Job | TridentError]) -> PredictResponse:
         """The response with the answer. If there are several images, some of them may have failed."""
         assert self._hosted is not None
-        body = to_json(_content(jobs, self._hosted.bundle.manifest, self._params.top_k))
+        body = _content(jobs, self._hosted.answers, self._params.top_k)
         done = [job for job in jobs if isinstance(job, Job)]
         timing = _server_timing(done, time.perf_counter() - self._started)
         return self._end(200, b"application/json", body, (b"server-timing", timing))
@@ -136,19 +151,14 @@ def _params(query_string: bytes, headers: Mapping[bytes, bytes]) -> PredictParam
     )
 
 
-def _content(jobs: Sequence[Job | TridentError], manifest: Manifest, top_k: int) -> dict[str, Any]:
+def _content(jobs: Sequence[Job | TridentError], answers: AnswerWriter, top_k: int) -> bytes:
     """The answer to one image, or `results` with one entry per image (schemas.Prediction, schemas.Predictions)."""
     if len(jobs) == 1:
         (job,) = jobs
         assert isinstance(job, Job)
-        return answer(_probabilities(job), manifest.model, manifest.version, manifest.labels, top_k)
-    results: list[dict[str, Any]] = [
-        {"predictions": top_k_classes(_probabilities(job), manifest.labels, top_k)}
-        if isinstance(job, Job)
-        else {"error": problem_of(job)[0].model_dump()}
-        for job in jobs
-    ]
-    return {"model": manifest.model, "version": manifest.version, "results": results}
+        return answers.answer(_probabilities(job), top_k)
+    results = [_probabilities(job) if isinstance(job, Job) else problem_of(job)[0].model_dump_json() for job in jobs]
+    return answers.answers(results, top_k)
 
 
 def _probabilities(job: Job) -> Probabilities:
@@ -162,8 +172,8 @@ def _server_timing(done: Sequence[Job], total_s: float) -> bytes:
     """The header Server-Timing (https://www.w3.org/TR/server-timing/), in milliseconds. With several images, the longest
     time in each stage.
     """
-    first = done[0]
-    decode_s, queue_s, inference_s = first.decode_s, first.queue_s, first.inference_s
+    job = done[0]
+    decode_s, queue_s, inference_s = job.decode_s, job.queue_s, job.inference_s
     for job in done[1:]:
         decode_s, queue_s = max(decode_s, job.decode_s), max(queue_s, job.queue_s)
         inference_s = max(inference_s, job.inference_s)

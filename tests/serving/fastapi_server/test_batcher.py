@@ -65,7 +65,7 @@ def result(job: Job) -> int:
 async def blocked(model: Model, made: Batcher) -> "asyncio.Future[Job]":
     """Submit a first job, and block the model with it."""
     model.block()
-    first = made.submit(bytes([100]), 10)
+    first = made.future(bytes([100]), 10)
     await asyncio.to_thread(model.entered.wait, 5)
     return first
 
@@ -83,7 +83,7 @@ def test_a_single_job_starts_at_once(decoders: int) -> None:
     async def test() -> None:
         model = Model()
         async with batcher(model, decoders=decoders) as made:
-            job = await made.submit(bytes([7]), 1)
+            job = await made.future(bytes([7]), 1)
             assert result(job) == 7
             assert model.batches == [[7]]
             assert job.queue_s < 0.2
@@ -97,7 +97,7 @@ def test_jobs_that_arrive_while_the_model_is_busy_form_the_next_batch(decoders: 
         model = Model()
         async with batcher(model, decoders=decoders) as made:
             first = await blocked(model, made)
-            others = [made.submit(bytes([i]), 10) for i in range(6)]
+            others = [made.future(bytes([i]), 10) for i in range(6)]
             queue = made._queue._decoded if decoders else made._queue._encoded
             await wait_until(lambda: len(queue) == 6)
             model.go.set()
@@ -125,7 +125,7 @@ def test_a_faulty_member_does_not_affect_the_others(decoders: int, position: int
             for i in range(5):
                 faulty = i == position
                 payload = b"bad" if faulty and fault == "bad image" else bytes([i])
-                waiting.append(made.submit(payload, 0.05 if faulty and fault == "expired" else 10))
+                waiting.append(made.future(payload, 0.05 if faulty and fault == "expired" else 10))
             if fault == "cancelled":
                 waiting[position].cancel()
             elif fault == "expired":
@@ -155,11 +155,11 @@ def test_cancelled_jobs_make_no_batch(decoders: int) -> None:
         model = Model()
         async with batcher(model, decoders=decoders) as made:
             first = await blocked(model, made)
-            for future in [made.submit(bytes([i]), 10) for i in range(3)]:
+            for future in [made.future(bytes([i]), 10) for i in range(3)]:
                 future.cancel()
             model.go.set()
             await first
-            assert result(await made.submit(bytes([9]), 10)) == 9
+            assert result(await made.future(bytes([9]), 10)) == 9
             assert model.batches == [[100], [9]]
 
     run(test)
@@ -171,7 +171,7 @@ def test_a_job_that_is_cancelled_in_the_model_does_not_affect_others() -> None:
         async with batcher(model) as made:
             first = await blocked(model, made)
             first.cancel()
-            second = made.submit(bytes([1]), 10)
+            second = made.future(bytes([1]), 10)
             model.go.set()
             assert result(await second) == 1
             assert made.depth == 0
@@ -185,16 +185,16 @@ def test_a_full_queue_refuses_at_once_with_a_retry_time() -> None:
         model = Model()
         async with batcher(model, queue_size=3) as made:
             first = await blocked(model, made)
-            others = [made.submit(bytes([i]), 10) for i in range(2)]
+            others = [made.future(bytes([i]), 10) for i in range(2)]
             started = time.perf_counter()
             with pytest.raises(OverloadedError) as caught:
-                made.submit(bytes([9]), 10)
+                made.future(bytes([9]), 10)
             assert time.perf_counter() - started < 0.1
             assert caught.value.retry_after_s is not None
             assert caught.value.retry_after_s >= 1
             model.go.set()
             await asyncio.gather(first, *others)
-            assert result(await made.submit(bytes([9]), 10)) == 9
+            assert result(await made.future(bytes([9]), 10)) == 9
 
     run(test)
 
@@ -205,7 +205,7 @@ def test_the_members_of_a_failed_batch_run_one_by_one() -> None:
         model.fails_on = 2
         async with batcher(model) as made:
             first = await blocked(model, made)
-            others = [made.submit(bytes([i]), 10) for i in range(4)]
+            others = [made.future(bytes([i]), 10) for i in range(4)]
             model.go.set()
             await first
             done = await asyncio.gather(*others, return_exceptions=True)
@@ -224,13 +224,13 @@ def test_a_queue_delay_waits_for_more_jobs_unless_the_batch_is_full(decoders: in
             started = time.perf_counter()
             jobs = []
             for i in range(3):
-                jobs.append(made.submit(bytes([i]), 10))
+                jobs.append(made.future(bytes([i]), 10))
                 await asyncio.sleep(0.03)
             await asyncio.gather(*jobs)
             assert model.batches == [[0, 1, 2]]
             assert 0.9 < time.perf_counter() - started < 5
             started = time.perf_counter()
-            await asyncio.gather(*(made.submit(bytes([i]), 10) for i in range(4)))
+            await asyncio.gather(*(made.future(bytes([i]), 10) for i in range(4)))
             assert time.perf_counter() - started < 0.9  # a full batch does not wait
             assert sorted(model.batches[1]) == [0, 1, 2, 3]
 
@@ -243,7 +243,7 @@ def test_tensors_share_batches_with_images() -> None:
         async with batcher(model) as made:
             first = await blocked(model, made)
             tensor = np.stack([np.full((3, 2, 2), i, np.uint8) for i in (11, 12)])
-            jobs = [made.submit(tensor, 10), made.submit(bytes([1]), 10)]
+            jobs = [made.future(tensor, 10), made.future(bytes([1]), 10)]
             await wait_until(lambda: made._queue._decoded and made._queue._encoded)
             model.go.set()
             await first
@@ -252,7 +252,7 @@ def test_tensors_share_batches_with_images() -> None:
             assert two.probabilities.ravel().tolist() == [11, 12]
             assert result(one) == 1
             with pytest.raises(RequestError, match="at most 4"):
-                made.submit(np.zeros((5, 3, 2, 2), np.uint8), 10)
+                made.future(np.zeros((5, 3, 2, 2), np.uint8), 10)
 
     run(test)
 
@@ -263,11 +263,11 @@ def test_closing_finishes_the_accepted_jobs_and_accepts_no_new_ones(decoders: in
         model = Model()
         made = Batcher(model.decode, model.infer, max_batch_size=4, decoders=decoders)
         first = await blocked(model, made)
-        others = [made.submit(bytes([i]), 10) for i in range(3)]
+        others = [made.future(bytes([i]), 10) for i in range(3)]
         closing = asyncio.create_task(made.close())
         await wait_until(lambda: made._draining)
         with pytest.raises(UnavailableError):
-            made.submit(bytes([9]), 10)
+            made.future(bytes([9]), 10)
         assert not closing.done()
         model.go.set()
         await closing
@@ -286,8 +286,8 @@ def test_every_batch_is_reported_once() -> None:
             seen.extend(jobs)
 
         async with batcher(model, on_batch=on_batch) as made:
-            await asyncio.gather(*(made.submit(bytes([i]), 10) for i in range(20)), return_exceptions=True)
-            await asyncio.gather(made.submit(b"bad", 10), return_exceptions=True)
+            await asyncio.gather(*(made.future(bytes([i]), 10) for i in range(20)), return_exceptions=True)
+            await asyncio.gather(made.future(b"bad", 10), return_exceptions=True)
         assert len(seen) == len(set(seen)) == 21
 
     run(test)
@@ -301,7 +301,7 @@ def test_a_thousand_jobs_under_random_cancellation(decoders: int) -> None:
         async with batcher(model, decoders=decoders, max_batch_size=8, queue_size=2000) as made:
             futures = []
             for i in range(1000):
-                futures.append(made.submit(b"bad" if i % 10 == 3 else bytes([i % 100]), 20))
+                futures.append(made.future(b"bad" if i % 10 == 3 else bytes([i % 100]), 20))
                 if random.random() < 0.3:
                     futures[int(random.integers(len(futures)))].cancel()
                 if i % 50 == 0:
@@ -324,16 +324,16 @@ def test_a_cancelled_job_frees_its_place_in_the_queue() -> None:
         model = Model()
         async with batcher(model, queue_size=3) as made:
             first = await blocked(model, made)
-            leaving = [made.submit(bytes([i]), 10) for i in range(2)]
+            leaving = [made.future(bytes([i]), 10) for i in range(2)]
             for future in leaving:
                 future.cancel()
             await asyncio.sleep(0)
             assert made.depth == 1
-            staying = made.submit_all([bytes([7]), bytes([8])], 10)
+            staying = made.futures([bytes([7]), bytes([8])], 10)
             with pytest.raises(OverloadedError):
-                made.submit_all([bytes([9])], 10)
+                made.futures([bytes([9])], 10)
             with pytest.raises(RequestError, match="at most 3"):
-                made.submit_all([b"x"] * 4, 10)
+                made.futures([b"x"] * 4, 10)
             model.go.set()
             assert [result(job) for job in await asyncio.gather(first, *staying)] == [100, 7, 8]
             assert [7, 8] in model.batches
@@ -357,9 +357,9 @@ def test_decoder_threads_decode_large_images() -> None:
 
         model.go.set()
         made = Batcher(decode, model.infer, max_batch_size=4, decoders=2)
-        waiting = made.submit(large, 10)
+        waiting = made.future(large, 10)
         await asyncio.to_thread(started.wait, 10)
-        assert result(await made.submit(bytes([3]), 5)) == 3
+        assert result(await made.future(bytes([3]), 5)) == 3
         slow.set()
         assert result(await waiting) == 0
         await made.close()

@@ -24,9 +24,12 @@ from tests.serving.fastapi_server.live_service import Live, live_service
 from tests.serving.fastapi_server.waiting import wait_for
 
 
-@pytest.fixture
-def live(settings: ServingSettings) -> Iterator[Live]:
+@pytest.fixture(params=["model thread", "event loop"])
+def live(settings: ServingSettings, request: pytest.FixtureRequest) -> Iterator[Live]:
+    """A service, with batches in each of the two places."""
     with live_service(settings.model_copy(update={"read_timeout_s": 0.5, "max_body_bytes": 100_000})) as live:
+        (hosted,) = live.application.service.hosting.all()
+        hosted.batcher.placement.fix(request.param)
         yield live
 
 
@@ -330,6 +333,7 @@ def block(live: Live) -> threading.Event:
         assert go.wait(10)
         return infer(np.ascontiguousarray(pixels))
 
+    hosted.batcher.placement.fix("model thread")  # a blocked model must not block the event loop
     hosted.batcher._infer = held
     return go
 

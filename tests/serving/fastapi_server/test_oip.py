@@ -183,6 +183,7 @@ def test_a_timeout_in_microseconds(live: Live, client: Any, digits: Bundle) -> N
         assert go.wait(10)
         return infer(pixels)
 
+    hosted.batcher.placement.fix("model thread")  # a blocked model must not block the event loop
     hosted.batcher._infer = held
     try:
         with pytest.raises(InferenceServerException, match="no answer within") as caught:

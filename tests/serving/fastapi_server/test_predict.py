@@ -210,6 +210,7 @@ def service_of(client: TestClient) -> Service:
 def set_runtime(client: TestClient, runtime: Any) -> None:
     """Replace the runtime of the one hosted model."""
     (hosted,) = service_of(client).hosting.all()
+    hosted.batcher.placement.fix("model thread")  # a blocked model must not block the event loop
     hosted.batcher._infer = runtime.infer
 
 

@@ -30,7 +30,7 @@ async def reasons(model_s: float, loop_s: float, batches: int = 1) -> list[str]:
     batcher = Batcher(lambda _: PIXELS[0], infer, max_batch_size=1)
     watchdog = Watchdog(lambda: {"digits:1": batcher.turn}, 0.2, check_s=CHECK_S, end_process=reasons.append)
     for _ in range(batches):
-        await batcher.submit(PIXELS, 60)
+        await batcher.future(PIXELS, 60)
     time.sleep(loop_s)  # noqa: ASYNC251 - this is the fault
     await asyncio.sleep(0.1)
     watchdog.end()
