@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "loadtest": ("bundle", "serving.clients", "serving.processes"),
     "trident": ("bundle", "training", "serving", "loadtest"),
 }
-BUNDLE_MAY_USE = {"numpy", "PIL", "pydantic", "pydantic_core"}
+BUNDLE_MAY_USE = {"numpy", "PIL", "pydantic", "pydantic_core", "simplejpeg"}
 
 
 def modules(folder: str) -> Iterator[tuple[str, Path]]:

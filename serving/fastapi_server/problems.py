@@ -61,6 +61,12 @@ def problem_of_status(status: int, detail: str) -> Problem:
     return problem(status, title.lower().replace(" ", "-"), title, detail)
 
 
+def content_of(found: Problem, *, inference_protocol: bool) -> dict[str, Any]:
+    """The JSON of a problem. The Open Inference Protocol has a field of its own for the message."""
+    content = found.model_dump()
+    return content | {"error": found.detail} if inference_protocol else content
+
+
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer every error of `app` with a problem: our errors, validation errors, routing errors, and unexpected ones."""
 
@@ -85,7 +91,5 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 def _response(request: Request, found: Problem, headers: dict[str, str]) -> Response:
-    content = found.model_dump()
-    if request.url.path.startswith("/v2"):
-        content["error"] = found.detail  # the Open Inference Protocol's field
+    content = content_of(found, inference_protocol=request.url.path.startswith("/v2"))
     return Response(to_json(content), found.status, headers, PROBLEM_JSON)

@@ -1,5 +1,5 @@
 """uvicorn's HTTP/1.1 protocol, extended: time limits for slow clients, notice of lost connections, a drain that answers
-every request, and the fast path of `/predict`.
+every request, and the fast path.
 
 The read limit covers a request from its first byte to its last. A client that sends a few bytes now and then therefore
 cannot hold a connection longer than `read_timeout_s` (https://en.wikipedia.org/wiki/Slowloris_(computer_security)). The
@@ -13,8 +13,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bundle.errors import RequestTimeoutError
 from serving.fastapi_server.connection import CONNECTION
-from serving.fastapi_server.predict.fast_path import PATH, FastPath
-from serving.fastapi_server.predict.request import PredictResponse
+from serving.fastapi_server.fast_path import FastPath, plain_request
+from serving.fastapi_server.model_request import HttpResponse
 from serving.fastapi_server.problems import PROBLEM_JSON, problem_of_status
 
 # After SIGTERM, an idle connection stays open this long: a request may be on its way.
@@ -73,8 +73,9 @@ class ServiceProtocol(HttpToolsProtocol):
         """Choose the path of the request."""
         self._stage = "body"
         path, _, query = self.url.partition(b"?")
-        if path == PATH and b"#" not in query and self._is_plain() and FastPath.accepts(headers := dict(self.headers)):
-            self.cycle = self._fast = FastPath(self.app.service, headers, self._send)
+        request = plain_request(self.app.service, path, dict(self.headers)) if self._is_plain() else None
+        if request is not None and b"#" not in query:
+            self.cycle = self._fast = FastPath(request, self._send)
             self.cycle.keep_alive = not self._draining
             self.cycle.start(query)
         else:
@@ -121,7 +122,7 @@ class ServiceProtocol(HttpToolsProtocol):
         if self.cycle.response_complete:  # before the request was complete
             self._idle_since = self.loop.time()
 
-    def _send(self, fast: FastPath, response: PredictResponse) -> None:
+    def _send(self, fast: FastPath, response: HttpResponse) -> None:
         """Send a response of the fast path, in one packet."""
         if self.lost:
             return

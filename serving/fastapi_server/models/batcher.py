@@ -132,15 +132,19 @@ class Batcher:
         future.add_done_callback(lambda _: self.cancel(job))
         return future
 
-    def futures(self, payloads: Sequence[bytes], timeout_s: float) -> "list[asyncio.Future[Job]]":
+    def check_count(self, images: int) -> None:
+        """Raises: RequestError: the queue can never hold so many images."""
+        if images > self._queue_size:
+            raise RequestError(f"{images} images in one request; at most {self._queue_size} are accepted")
+
+    def futures(self, payloads: Sequence[bytes | Pixels], timeout_s: float) -> "list[asyncio.Future[Job]]":
         """Queue all images, or none.
 
         Raises:
             RequestError: there are more images than the queue can hold.
             OverloadedError, UnavailableError: as `submit`.
         """
-        if len(payloads) > self._queue_size:
-            raise RequestError(f"{len(payloads)} images in one request; at most {self._queue_size} are accepted")
+        self.check_count(len(payloads))
         futures: list[asyncio.Future[Job]] = []
         try:
             for payload in payloads:

@@ -1,7 +1,7 @@
 """The ordinary path of `POST /predict`, a bare ASGI application: every form of body, and several images.
 
 FastAPI's part of a request (middlewares, routing, dependencies, response classes) takes longer than decoding a small
-image. Therefore FastAPI only describes this endpoint (`app.py`). Plain requests take the fast path (`fast_path.py`).
+image. Therefore FastAPI only describes this endpoint (`app.py`). Plain requests take the fast path (`../fast_path.py`).
 `make bench-overhead` measures both.
 """
 

@@ -194,6 +194,52 @@ def test_a_timeout_in_microseconds(live: Live, client: Any, digits: Bundle) -> N
         hosted.batcher._infer = infer
 
 
+def body_of(input_: Any, timeout_us: int | None = None) -> tuple[bytes, dict[str, str]]:
+    """A request's body and headers, as tritonclient writes them."""
+    body, length = Client.generate_request_body([input_], timeout=timeout_us)
+    return body, {} if length is None else {"inference-header-content-length": str(length)}
+
+
+def test_a_body_of_declared_length_and_a_chunked_one_get_the_same_response(live: Live, digits: Bundle) -> None:
+    """The first takes the fast path, the second FastAPI's route; refusals included."""
+    image, pixels = digits.golden_inputs()[0][1], pixels_of(digits, 2)
+    good, bad = body_of(images_input([image])), body_of(images_input([image, b"no image"]))
+    cases: list[tuple[str, tuple[bytes, dict[str, str]]]] = [
+        ("digits", good),
+        ("digits", body_of(images_input([image, image], binary=False))),
+        ("digits", (good[0], good[1] | {"x-top-k": "2"})),
+        ("digits", (good[0], good[1] | {"x-top-k": "none"})),
+        ("digits", (good[0], good[1] | {"content-encoding": "gzip"})),
+        ("digits", (good[0], good[1] | {"x-request-timeout-ms": "0"})),
+        ("digits", (image, {"inference-header-content-length": "0"})),
+        ("digits", bad),
+        ("digits", body_of(images_input([image] * 300))),  # more than the queue holds
+        ("digits", (b"{", {})),
+        ("digits", body_of(image_input(pixels))),
+        ("digits_classifier", body_of(image_input(pixels))),
+        ("digits_classifier", body_of(image_input(pixels, binary=False))),
+        ("digits_classifier", body_of(image_input(np.zeros((40, *pixels.shape[1:]), np.uint8)))),
+        ("digits_classifier/versions/1", body_of(image_input(pixels), timeout_us=10_000_000)),
+        ("digits_classifier/versions/1", body_of(image_input(pixels), timeout_us=-1)),
+        ("digits_v1/versions/9", good),
+        ("cats", good),
+    ]
+    statuses = []
+    with httpx.Client(base_url=live.url) as client:
+        for model, (body, headers) in cases:
+            path = f"/v2/models/{model}/infer"
+            known = {"x-request-id": "one", **headers}
+            declared = client.post(path, content=body, headers=known)
+            chunked = client.post(path, content=iter([body]), headers=known)
+            for response in (declared, chunked):
+                del response.headers["date"]
+            assert declared.status_code == chunked.status_code, (model, headers, declared.text, chunked.text)
+            assert declared.content == chunked.content, (model, headers)
+            assert dict(declared.headers) == dict(chunked.headers), (model, headers)
+            statuses.append(declared.status_code)
+    assert set(statuses) == {200, 400, 404, 415}
+
+
 # --- loading and unloading
 
 

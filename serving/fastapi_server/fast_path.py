@@ -1,21 +1,37 @@
-"""The fast path: `POST /predict` with an image as the raw body and its length declared.
+"""The fast path: an inference request whose body has a declared length, on a plain connection.
 
 The ordinary path makes a scope, a request-response cycle, an event, a task and two messages for each request, and sends
-two packets. Here the connection itself collects the body, queues the image, and writes the response when the image's
-future is done. Requests that need more (multipart, JSON, chunked bodies, `Expect`, pipelining) take the ordinary path.
-Both paths send the same responses, refusals included.
+two packets. Here the connection itself collects the body, queues it, and writes the response when the model is done.
+Requests that need more (multipart, JSON to `/predict`, chunked bodies, `Expect`, pipelining) take the ordinary path. Both
+paths send the same responses, refusals included.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from bundle.errors import RequestTimeoutError
-from serving.fastapi_server.models.job import Job
+from serving.fastapi_server.model_request import HttpResponse, ModelRequest
+from serving.fastapi_server.oip.request import TensorRequest
 from serving.fastapi_server.predict.bodies import is_image
-from serving.fastapi_server.predict.request import PredictRequest, PredictResponse
+from serving.fastapi_server.predict.request import PredictRequest
 from serving.fastapi_server.service import Service
 
-PATH: Final = b"/predict"
+_PREDICT: Final = b"/predict"
+_INFER: Final = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/([\w.-]+))?/infer")
+
+
+def plain_request(service: Service, path: bytes, headers: Mapping[bytes, bytes]) -> ModelRequest | None:
+    """The request, if it can take the fast path."""
+    if not headers.get(b"content-length", b"").isdigit() or b"expect" in headers or b"upgrade" in headers:
+        return None
+    if path == _PREDICT:
+        return PredictRequest(service, headers) if is_image(headers.get(b"content-type", b"")) else None
+    found = _INFER.fullmatch(path)
+    if found is None:
+        return None
+    version = found[2].decode() if found[2] is not None else None
+    return TensorRequest(service, headers, found[1].decode(), version)
 
 
 class _NullEvent:
@@ -23,6 +39,9 @@ class _NullEvent:
 
     def set(self) -> None:
         """Do nothing."""
+
+
+_NULL_EVENT: Final = _NullEvent()
 
 
 class FastPath:
@@ -43,30 +62,15 @@ class FastPath:
         "response_started",
     )
 
-    def __init__(
-        self,
-        service: Service,
-        headers: Mapping[bytes, bytes],
-        on_response: "Callable[[FastPath, PredictResponse], None]",
-    ) -> None:
-        self._request = PredictRequest(service, headers)
+    def __init__(self, request: ModelRequest, on_response: "Callable[[FastPath, HttpResponse], None]") -> None:
+        self._request = request
         self._on_response = on_response
         self._parts: list[bytes] = []
         self.keep_alive = True
         self.disconnected = False
         self.response_started = False
         self.response_complete = False
-        self.message_event = _NullEvent()
-
-    @staticmethod
-    def accepts(headers: Mapping[bytes, bytes]) -> bool:
-        """Whether a request with these headers can take the fast path."""
-        return (
-            headers.get(b"content-length", b"").isdigit()
-            and is_image(headers.get(b"content-type", b""))
-            and b"expect" not in headers
-            and b"upgrade" not in headers
-        )
+        self.message_event = _NULL_EVENT
 
     def start(self, query_string: bytes) -> None:
         """Admit the request, or refuse it."""
@@ -81,7 +85,7 @@ class FastPath:
             self._parts.append(part)
 
     def submit(self) -> None:
-        """Queue the image: the body is complete."""
+        """Queue the body: it is complete."""
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         try:
             self._request.submit(body, self._done)
@@ -95,11 +99,9 @@ class FastPath:
         else:
             self._request.cancel()
 
-    def _done(self, job: Job) -> None:
+    def _done(self) -> None:
         try:
-            if job.error is not None:
-                raise job.error
-            response = self._request.succeed([job])
+            response = self._request.respond()
         except Exception as error:
             response = self._request.fail(error)
         self._on_response(self, response)
