@@ -25,6 +25,7 @@ from bundle.store import read_bundle
 from serving.api_keys import ApiKeys, given_key
 from serving.runtimes import ready_runtime
 from serving.settings import ServingSettings
+from serving.torchserve_server.worker_socket import buffer_socket
 
 log = logging.getLogger(__name__)
 # TorchServe logs one line per request on the root logger, and its metrics at INFO on ts.metrics.
@@ -44,6 +45,7 @@ class TridentHandler:
         manifest = self.bundle.manifest
         self.answers = AnswerWriter(manifest.model, manifest.version, manifest.labels)
         self.runtime = ready_runtime(self.bundle, self.settings)
+        buffer_socket()
         log.info("%s is ready: %s, %d threads", self.bundle.name, self.settings.runtime, self.settings.threads)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
