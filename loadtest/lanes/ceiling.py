@@ -18,7 +18,11 @@ from serving.processes import die_with_parent
 
 
 class CeilingSpec(BaseModel):
-    """What the loops run: `workers` processes of `threads` threads, as many as the server has."""
+    """What the loops run: `workers` processes of `threads` threads, as many as the server has.
+
+    Args:
+        decoders: threads per process that decode while the model computes; 0: the model's thread decodes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,6 +32,8 @@ class CeilingSpec(BaseModel):
     workers: int = Field(default=1, ge=1)
     max_batch_size: int = Field(default=8, ge=1)
     cores: tuple[int, ...] = ()
+    device: str = "cpu"
+    decoders: int = Field(default=0, ge=0)
 
 
 class Ceiling(BaseModel):
@@ -124,7 +130,7 @@ def _loop(spec: CeilingSpec, bundle: Bundle) -> Iterator[_Loop]:
             os.sched_setaffinity(0, spec.cores)
 
     command = [sys.executable, "-m", "serving.runtimes.ceiling", str(bundle.path), spec.runtime, spec.precision]
-    command += [str(spec.threads), str(spec.max_batch_size)]
+    command += [str(spec.threads), str(spec.max_batch_size), "--device", spec.device, "--decoders", str(spec.decoders)]
     environment = os.environ | {"OMP_NUM_THREADS": str(spec.threads)}
     with (
         tempfile.TemporaryFile() as errors,

@@ -1,5 +1,6 @@
 """From running servers to lanes: server x runtime x precision x protocol x input."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
@@ -45,11 +46,18 @@ class ServerUnderTest:
     api_key: str | None = None
 
     def ceiling(self) -> CeilingSpec | None:
-        """The settings of the ceiling with the server's runtime and cores; None if they are unknown, or on a GPU."""
-        if not self.serving or self.serving["device"] != "cpu":
+        """The settings of the ceiling with the server's runtime, device and cores; None if they are unknown.
+
+        On a GPU all cores decode: in each process, one thread per core in its share, less the model's.
+        """
+        if not self.serving:
             return None
-        known = ("runtime", "precision", "threads", "workers", "max_batch_size", "cores")
-        return CeilingSpec(**{key: self.serving[key] for key in known})
+        known = ("runtime", "precision", "threads", "workers", "max_batch_size", "cores", "device")
+        spec = CeilingSpec(**{key: self.serving[key] for key in known})
+        if spec.device == "cpu":
+            return spec
+        cores = len(spec.cores or os.sched_getaffinity(0))
+        return spec.model_copy(update={"decoders": max(1, cores // spec.workers - 1)})
 
     def lanes(self, bundle: Bundle, protocols: Sequence[Protocol], inputs: Sequence[Input]) -> list[Lane]:
         """One lane for each protocol that the server speaks, and a tensor lane (HTTP) if it takes pixels."""

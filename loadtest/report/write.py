@@ -10,6 +10,7 @@ from bundle.atomic_file import atomic_write
 from loadtest.analysis.estimate import Estimate, mean_of
 from loadtest.analysis.summary import headlines, load_summaries, milliseconds, with_interval
 from loadtest.benchmark.result import Result
+from loadtest.lanes.ceiling import CeilingSpec
 from loadtest.report.plots import plots, timelines
 from loadtest.report.tables import tables
 from loadtest.report.verdict import verdict
@@ -79,6 +80,10 @@ def _serving_groups(result: Result) -> list[tuple[dict[str, Any], list[str]]]:
     return groups
 
 
+def _on_device(spec: CeilingSpec) -> str:
+    return "" if spec.device == "cpu" else f" on {spec.device}, with {spec.decoders} decoder thread(s) each"
+
+
 def _ceilings(result: Result) -> list[str]:
     """One sentence for each ceiling."""
     sentences = []
@@ -86,7 +91,7 @@ def _ceilings(result: Result) -> list[str]:
         own = [ceiling for ceiling in result.ceilings if ceiling.spec == spec]
         single, batched = (mean_of([getattr(one, name) for one in own]) for name in ("single", "batched"))
         sentences.append(
-            f"{spec.runtime}, {spec.precision}, {spec.workers} process(es) of {spec.threads} thread(s): "
+            f"{spec.runtime}, {spec.precision}, {spec.workers} process(es) of {spec.threads} thread(s){_on_device(spec)}: "
             f"{with_interval(single)} images/s one by one, {with_interval(batched)} images/s in batches of {spec.max_batch_size}"
         )
     return sentences

@@ -48,7 +48,7 @@ def open_runtime(
             return OnnxSession(path, device, threads, max_batch_size)
         from serving.runtimes.torchscript_module import TorchScriptModule
 
-        return TorchScriptModule(path, device, threads)
+        return TorchScriptModule(path, device, threads, bundle.manifest.input, max_batch_size)
     except ModuleNotFoundError as error:
         raise DeploymentError(
             f"runtime {runtime} needs the package {error.name}, which is not installed here"
