@@ -83,6 +83,15 @@ compose-test: setup  ## the container stack from nothing to nothing
 bench-overhead: setup $(PEERS_VENV)/.ready  ## compare the FastAPI service with its ceiling, mosec, LitServe and BentoML
 	@$(BIN)/python -m loadtest.overhead --peers $(PEERS_VENV)/bin/python $(ARGS)
 
+# On a machine without a network: `make gpu-check PYTHON=/path/to/python`, whose packages it uses, and the wheels of gpu-wheels.
+GPU_VENV   := .venv-gpu
+GPU_WHEELS ?= artifacts/gpu-wheels
+gpu-check: $(if $(PYTHON),,setup)  ## check and measure what runs on a GPU (ARGS="--device cpu --quick" without one)
+	@$(if $(PYTHON),scripts/gpu_check.sh $(PYTHON) $(GPU_VENV) $(GPU_WHEELS),$(BIN)/python -m trident.gpu_check) $(ARGS)
+
+gpu-wheels: setup  ## download what gpu-check needs on a machine without a network into artifacts/gpu-wheels
+	@$(BIN)/python -m scripts.gpu_wheels $(GPU_WHEELS) $(ARGS)
+
 soak: setup  ## send 200,000 requests to the FastAPI service, some of them bad
 	@$(BIN)/python -m loadtest.overhead.soak $(ARGS)
 
@@ -112,6 +121,6 @@ lock: $(VENV)/.ready  ## choose new exact versions within pyproject's bounds
 
 clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
-	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) $(DOCS_VENV) artifacts mlruns .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) $(DOCS_VENV) $(GPU_VENV) artifacts mlruns .cache .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test coverage test-integration test-slow test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-int8 soak docs lint format lock clean
+.PHONY: help setup demo test coverage test-integration test-slow test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-int8 gpu-check gpu-wheels soak docs lint format lock clean

@@ -24,7 +24,7 @@ from trident.gpu_check.context import CheckSettings, StepRows
 
 CLASSES: Final = 1000
 GOLDEN_IMAGES: Final = 16
-_LOGIT_DEVIATION: Final = 1.5
+_LOGIT_DEVIATION: Final = 0.3
 _QUALITY: Final = 85
 
 

