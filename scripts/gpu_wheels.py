@@ -2,8 +2,8 @@
 
     python -m scripts.gpu_wheels [FOLDER] [--python-version 3.12] [--max-mib 64]
 
-The machine has a Python environment with CUDA builds of torch and torchvision, and the packages of PRESENT. Everything else that the
-check imports is downloaded in the exact versions of constraints.txt, for x86-64 Linux. `scripts/gpu_check.sh` installs it there.
+The machine has a Python environment with CUDA builds of torch and torchvision, and the packages of PRESENT. Everything else that
+the check imports is downloaded in the exact versions of constraints.txt, for x86-64 Linux. `scripts/gpu_check.sh` installs it.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def pinned(names: Iterable[str]) -> list[str]:
         SystemExit: one is missing there.
     """
     lines = (ROOT / "constraints.txt").read_text().split()
-    exact = {canonicalize_name(line.partition("==")[0]): line for line in lines}
+    exact = {str(canonicalize_name(line.partition("==")[0])): line for line in lines}
     missing = sorted(set(names) - set(exact))
     if missing:
         sys.exit(f"error: constraints.txt lacks {', '.join(missing)}")

@@ -131,7 +131,11 @@ def test_importing_does_nothing() -> None:
         for module, _ in modules(stage)
         if "backend" not in module and "__main__" not in module
     ]
-    heavy = {"serving.torchserve_server.handler", "serving.runtimes.torchscript_module"}
+    heavy = {
+        "serving.torchserve_server.handler",
+        "serving.runtimes.torchscript_module",
+        "serving.runtimes.static_batches",
+    }
     code = (
         f"import importlib, sys, threading\nfor name in {sorted(set(names) - heavy)!r}: importlib.import_module(name)\n"
     )

@@ -192,3 +192,29 @@ def test_a_ceiling_that_fails_reports_why(digits: Bundle, tmp_path: Any) -> None
     broken = replace(digits, path=tmp_path)
     with pytest.raises(LoadtestError, match=r"the ceiling failed: (.|\n)*manifest"), ceiling_loops(spec, broken):
         pass
+
+
+def test_on_a_gpu_the_cores_decode_for_the_ceiling(digits: Bundle) -> None:
+    fastapi = Endpoint(server="fastapi", url="http://127.0.0.1:1", metrics_url="")
+    serving = {
+        "runtime": "torchscript",
+        "precision": "bf16",
+        "threads": 1,
+        "max_batch_size": 32,
+        "cores": list(range(12)),
+    }
+    on_gpu = serving | {"device": "cuda", "workers": 2}
+    spec = ServerUnderTest(fastapi, on_gpu).ceiling()
+    assert spec is not None
+    assert (spec.device, spec.workers, spec.decoders) == ("cuda", 2, 5)
+    on_cpu = ServerUnderTest(fastapi, on_gpu | {"device": "cpu"}).ceiling()
+    assert on_cpu is not None
+    assert on_cpu.decoders == 0
+    assert ServerUnderTest(fastapi).ceiling() is None
+
+
+def test_the_ceiling_with_decoder_threads(digits: Bundle) -> None:
+    spec = CeilingSpec(runtime="torchscript", precision="fp32", threads=1, max_batch_size=4, decoders=2)
+    with ceiling_loops(spec, digits) as measure:
+        rates = [measure(0.2), measure(0.2)]
+    assert all(rate.batched > 50 for rate in rates)

@@ -48,7 +48,9 @@ def test_gives_the_modules_probabilities_for_every_size(digits: Bundle, device: 
         found.append(batches.infer(pixels))
         with torch.inference_mode():
             expected.append(module(torch.from_numpy(pixels)).numpy())
-    for probabilities, wanted in zip(found, expected, strict=True):  # compared at the end: no batch changes an earlier one
+    for probabilities, wanted in zip(
+        found, expected, strict=True
+    ):  # compared at the end: no batch changes an earlier one
         assert probabilities.dtype == np.float32
         assert np.abs(probabilities - wanted).max() < 1e-4
     assert batches.has_graphs == (device == "cuda")

@@ -183,7 +183,7 @@ def _settings(arguments: argparse.Namespace) -> CheckSettings:
             "image_size": (128, 96),
         }
         given = quick | given
-    return CheckSettings(**given, work=arguments.out / "work")
+    return CheckSettings(**{"work": arguments.out / "work"} | given)
 
 
 def _arguments() -> argparse.Namespace:
@@ -191,6 +191,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: the same code without a GPU")
     parser.add_argument("--steps", type=_split(str), default=list(STEPS), help=f"of {','.join(STEPS)}; default: all")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the report; default: {OUT}")
+    parser.add_argument(
+        "--work", type=Path, help="folder of bundles and other intermediate files; default: FOLDER/work"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes and short times: shows that the code runs")
     parser.add_argument("--models", type=_split(str), help=f"networks with random weights; default: {','.join(MODELS)}")
     parser.add_argument("--precisions", type=_split(str), help="fp32,bf16")
@@ -199,7 +202,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-batch-size", type=int, help="default: 32")
     parser.add_argument("--concurrency", type=_split(int), help="default: 1,16,64,128")
     parser.add_argument("--image-size", type=_split(int, "x"), help="of the JPEGs that are sent; default: 500x375")
-    parser.add_argument("--step-timeout-s", type=float, help="a step that takes longer fails; default: 540")
+    parser.add_argument("--step-timeout-s", type=float, help="a step that takes longer fails; default: 1800")
     return parser.parse_args()
 
 

@@ -37,7 +37,7 @@ class CheckSettings(BaseModel):
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     concurrency: tuple[int, ...] = (1, 16, 64, 128)
     image_size: tuple[int, int] = (500, 375)
-    step_timeout_s: float = Field(default=540.0, gt=0)
+    step_timeout_s: float = Field(default=1800.0, gt=0)
 
 
 class StepRows:

@@ -6,6 +6,7 @@ probability: a server may decode this way only if its answers stay within the to
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -69,7 +70,9 @@ def decoded_on_device(images: Sequence[bytes], spec: ImageInput, device: torch.d
     from torchvision.io import ImageReadMode, decode_jpeg
 
     data = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
-    decoded = decode_jpeg(data, mode=ImageReadMode.RGB, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchCodec is to replace it
+        decoded = decode_jpeg(data, mode=ImageReadMode.RGB, device=device)
     return torch.stack([_resized(image, spec) for image in decoded])
 
 
