@@ -68,6 +68,7 @@ class StaticBatches:
             sizes = batch_sizes(max_batch_size)
             self._runs = {size: self._prepared(size) for size in reversed(sizes)}
         if is_cuda:
+            torch.cuda.synchronize()
             what = f"{len(sizes)} CUDA graphs" if self._graphs else "no CUDA graphs"
             layout = next(name for name, layout in _LAYOUTS.items() if layout == self._layout)
             log.info("%s, %s, prepared in %.1f s", what, layout, time.perf_counter() - started)
@@ -111,6 +112,7 @@ class StaticBatches:
                 return self._captured(pixels)
             except RuntimeError as error:
                 self._graphs = False
+                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # the other one allocates for graphs
                 log.warning("no CUDA graphs: the capture of a batch of %d failed: %s", size, error)
         return lambda: self._module(pixels)
 

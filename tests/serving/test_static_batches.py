@@ -75,6 +75,7 @@ def test_the_runtime_reproduces_the_golden_answers_on_a_gpu(
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.filterwarnings("default")
 def test_a_module_that_cannot_be_captured_runs_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
     def module(pixels: Tensor) -> Tensor:
         total = pixels.float().sum((1, 2, 3))
