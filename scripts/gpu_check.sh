@@ -17,7 +17,7 @@ if missing:
     sys.exit(f"error: {sys.executable} lacks {', '.join(missing)}: name a Python that has CUDA builds of torch and torchvision")
 CODE
 
-if ! [ -e "$venv/.ready" ]; then
+if ! [ -e "$venv/.ready" ] || [ -n "$(find "$wheels" -name '*.whl' -newer "$venv/.ready" 2>/dev/null)" ]; then
   rm -rf "$venv"
   "$python" -m venv --without-pip --system-site-packages "$venv"
   # A virtual environment that is made by another one sees the packages of the Python below it only.

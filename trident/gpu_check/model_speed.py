@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from torch.export.passes import move_to_device_pass
 
 from bundle.errors import TridentError
 from bundle.postprocess import Probabilities
@@ -69,8 +70,8 @@ def _ways(bundle: Bundle, precision: str, settings: CheckSettings, rows: StepRow
     if precision != "fp32" or settings.quick:
         return  # the bundle has its .pt2 file in fp32 only
     try:
-        program = torch.export.load(bundle.file(bundle.artefact("pt2"))).module().to(device)
-        compiled = _plain(torch.compile(program), device)
+        program = move_to_device_pass(torch.export.load(bundle.file(bundle.artefact("pt2"))), device)
+        compiled = _plain(torch.compile(program.module()), device)
         compiled(np.zeros((2, *shape), np.uint8))
         yield "compile", compiled
     except Exception as error:  # it needs a C++ compiler, and on a GPU the package triton
