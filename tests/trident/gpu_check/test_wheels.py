@@ -15,5 +15,5 @@ def test_every_wheel_has_an_exact_version(python_version: str) -> None:
 
 
 def test_a_name_without_an_exact_version_is_an_error() -> None:
-    with pytest.raises(SystemExit, match="constraints.txt lacks no-such-package"):
+    with pytest.raises(SystemExit, match=r"constraints\.txt lacks no-such-package"):
         pinned({"fastapi", "no-such-package"})
