@@ -59,6 +59,8 @@ class StaticBatches:
         host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=is_cuda)
         self._host_pixels, self._host_array = host_pixels, host_pixels.numpy()
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
+        if is_cuda:
+            torch.cuda.synchronize()  # the weights and the buffer came on another stream
         with self._on_stream():
             self._layout = self._fastest_layout(module) if is_cuda else torch.contiguous_format
             self._module: Module = lambda pixels: module(pixels.contiguous(memory_format=self._layout))
