@@ -144,6 +144,7 @@ def test_the_generator_gets_a_quarter_of_the_cores(
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_quick_check_on_the_cpu_measures_the_service(tmp_path: Path) -> None:
     for name in ("models", "model", "decoding"):
         assert run(name, tmp_path, precisions=("fp32",)).status == "done", (tmp_path / "log").read_text()
