@@ -95,5 +95,5 @@ def require_bf16() -> None:
         name = core.get_property(_DEVICE, "FULL_DEVICE_NAME")
         raise DeploymentError(
             f"precision = bf16 with runtime = openvino needs a processor with avx512_bf16 or amx_bf16; this one ({name}) "
-            "has neither: use fp32 or int8"
+            "has neither: use fp32"
         )
