@@ -38,6 +38,8 @@ class Variant:
 class Measured:
     """A variant's ms per image (medians over the rounds) and its agreement with onnxruntime's fp32.
 
+    With one thread, ms are CPU time: what a core of its own would need, also if other work shares it.
+
     Args:
         model_ms: the model alone, one image at a time.
         decoded_ms: decode and model, one image at a time.
@@ -88,16 +90,18 @@ def measure_variants(
     bundle: Bundle,
     pixels: Pixels,
     rounds: int,
+    threads: int = 1,
     on_round: Callable[[], None] = lambda: None,
 ) -> list[Measured]:
     """Measure each model; the agreement is that on `pixels`, uint8 `[N, 3, H, W]`, with the first model's answers."""
     images = [data for _, data in bundle.golden_inputs()]
+    clock = time.process_time if threads == 1 else time.perf_counter
     ways = [_model_alone(images, bundle, 1), _decode_and_model(images, bundle), _model_alone(images, bundle, BATCH)]
     ms: dict[tuple[Variant, int], list[float]] = {(variant, way): [] for variant in models for way in range(len(ways))}
     for _ in range(rounds):
         for variant, model in models.items():
             for number, way in enumerate(ways):
-                ms[variant, number].append(_ms_per_image(way, model))
+                ms[variant, number].append(_ms_per_image(way, model, clock))
         on_round()
     answers = {variant: _in_batches(model, pixels) for variant, model in models.items()}
     fp32 = next(iter(answers.values()))
@@ -134,10 +138,10 @@ def _decode_and_model(images: list[bytes], bundle: Bundle) -> _Way:
     return call
 
 
-def _ms_per_image(way: _Way, model: Runtime) -> float:
+def _ms_per_image(way: _Way, model: Runtime, clock: Callable[[], float]) -> float:
     way(model, 0)  # brings the model back into the caches
-    done, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < _BLOCK_S or not done:
+    done, started = 0, clock()
+    while (elapsed := clock() - started) < _BLOCK_S or not done:
         done += way(model, done)
     return elapsed * 1000 / done
 

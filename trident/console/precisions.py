@@ -25,7 +25,7 @@ def show_precisions(bundle: Bundle, threads: int, rounds: int) -> None:
         models = open_variants(bundle, threads, lambda reason: console.print(reason, style="yellow", markup=False))
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("rounds", total=rounds)
-            measured = measure_variants(models, bundle, pixels, rounds, lambda: progress.advance(task))
+            measured = measure_variants(models, bundle, pixels, rounds, threads, lambda: progress.advance(task))
     console.print(_head(bundle, threads, cores, rounds, images), markup=False, soft_wrap=True)
     console.print(_table(measured))
 
@@ -65,10 +65,11 @@ def _head(bundle: Bundle, threads: int, cores: list[int], rounds: int, images: s
     )
     drops = [a.accuracy_inputs for a in bundle.manifest.artefacts if a.accuracy_inputs is not None]
     drop = f"accuracy drop at export, on {drops[0]} test images; " if drops else ""
+    unit = "ms of CPU time" if threads == 1 else "ms"
     return (
         f"{bundle.name}, {datetime.now(UTC):%Y-%m-%d}, {processor()}\n"
         f"{threads} thread(s) on {len(cores)} core(s), {rounds} rounds; {versions}\n"
-        f"ms per image: the model alone, with decoding, and the model alone in batches of {BATCH}\n"
+        f"{unit} per image: the model alone, with decoding, and the model alone in batches of {BATCH}\n"
         f"{drop}top-1: agreement with fp32 on {images}; sure: where fp32's probability is at least {SURE}\n"
     )
 
