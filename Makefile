@@ -98,9 +98,12 @@ soak: setup  ## send 200,000 requests to the FastAPI service, some of them bad
 bench-training: setup  ## seconds per epoch against a plain loop; what bf16, channels_last and compile give
 	@$(BIN)/python -m training.benchmark.speed $(ARGS)
 
-bench-int8: setup  ## EfficientNet-Lite0 in int8 and fp16 against fp32: speed and agreement
-	@$(BIN)/trident import efficientnet_lite0 --precisions int8,int8-dynamic,fp16 --max-accuracy-drop 0.2
-	@$(BIN)/python -m training.benchmark.int8 $(ARGS)
+bench-precisions: setup  ## runtimes and precisions on one core: EfficientNet-Lite0 and digits
+	@$(BIN)/trident import efficientnet_lite0 --precisions all --max-accuracy-drop 0.2
+	@$(QUIET) $(BIN)/trident precisions --model efficientnet_lite0 $(ARGS)
+	@$(BIN)/trident train --run-dir artifacts/runs/precisions
+	@$(BIN)/trident export artifacts/runs/precisions/best.pt --precisions all
+	@$(QUIET) $(BIN)/trident precisions --model digits $(ARGS)
 
 docs: setup $(DOCS_VENV)/.ready  ## generate the reference pages and build the site into artifacts/site
 	@$(BIN)/python -m scripts.generate_docs
@@ -123,4 +126,4 @@ clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
 	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) $(DOCS_VENV) $(GPU_VENV) artifacts mlruns .cache .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test coverage test-integration test-slow test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-int8 gpu-check gpu-wheels soak docs lint format lock clean
+.PHONY: help setup demo test coverage test-integration test-slow test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-precisions gpu-check gpu-wheels soak docs lint format lock clean

@@ -18,6 +18,7 @@ Resize = Literal["stretch", "crop", "pad"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 # torchscript: TorchScript. pt2: a torch.export archive. ort: onnxruntime's own format, which its mobile builds load.
 Format = Literal["onnx", "torchscript", "pt2", "ort"]
+# Of the computation. bf16: TorchScript has a file of its own; `onnx bf16` is the fp32 file, which OpenVINO computes in bf16.
 # int8: weights and activations, with ranges calibrated on training images. int8-dynamic: weights of the dense layers,
 # activation ranges found per request.
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic"]
@@ -88,7 +89,8 @@ class Artefact(File):
     tolerance:     an answer is right if every probability differs from the golden one by at most this much.
     accuracy_drop: fp32's accuracy minus this file's, as fractions, on `accuracy_inputs` labelled test inputs;
                    None for imported weights, whose labelled data is not available.
-    latency_ms:    median time of one input in one thread on the exporting machine, in onnxruntime or torch.
+    latency_ms:    median time of one input in one thread on the exporting machine, in the format's runtime (onnxruntime,
+                   torch; `onnx bf16`: OpenVINO).
     speedup:       the ONNX fp32 file's latency divided by this file's, both from one interleaved run.
     """
 
@@ -102,6 +104,12 @@ class Artefact(File):
     accuracy_inputs: int | None = Field(default=None, ge=1)
     latency_ms: float | None = Field(default=None, gt=0)
     speedup: float | None = Field(default=None, gt=0)
+
+    @property
+    def label(self) -> str:
+        """The file's name, and what computes it if the name does not show it."""
+        by_openvino = (self.format, self.precision) == ("onnx", "bf16")
+        return f"{self.file} in bf16 by OpenVINO" if by_openvino else self.file
 
 
 class Golden(_Part):

@@ -5,8 +5,8 @@ ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /build
 COPY pyproject.toml docker/requirements.py ./
-# onnxruntime (`cpu`): `trident verify` computes the expected answers to the edge-case images
-RUN python requirements.py loadtest cpu > requirements.txt
+# onnxruntime (`cpu`) and OpenVINO: `trident verify` computes the expected answers to the edge-case images
+RUN python requirements.py loadtest cpu openvino > requirements.txt
 
 FROM ${PYTHON_IMAGE} AS dependencies
 ARG PIP_INDEX_URL

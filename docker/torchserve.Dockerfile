@@ -28,7 +28,7 @@ FROM ${PYTHON_IMAGE} AS requirements
 ARG RUNTIME=cpu
 WORKDIR /build
 COPY pyproject.toml docker/requirements.py ./
-RUN python requirements.py torchserve ${RUNTIME} > requirements.txt
+RUN python requirements.py torchserve openvino ${RUNTIME} > requirements.txt
 
 FROM torch AS dependencies
 COPY --from=requirements /build/requirements.txt /build/

@@ -8,7 +8,11 @@ processes), ``container`` (one server in a container) and ``verify`` (proof that
 """
 
 import os
+import sys
 
 # onnxruntime's official builds send usage data to their maker unless this is set before it is first imported.
 # https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# OpenVINO's package reports each import to its maker, unless this module cannot be imported: then it has a stub instead.
+# https://github.com/openvinotoolkit/openvino/blob/master/tools/ovc/openvino/tools/ovc/telemetry_utils.py
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

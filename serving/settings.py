@@ -29,7 +29,7 @@ ENV_PREFIX: Final = "TRIDENT_"
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 
 Port = Annotated[int, Field(ge=1, le=65535)]
-RuntimeName = Literal["onnxruntime", "torchscript"]
+RuntimeName = Literal["onnxruntime", "torchscript", "openvino"]
 Device = Literal["cpu", "cuda", "tensorrt"]
 
 
@@ -62,7 +62,9 @@ class ServingSettings(BaseSettings, Tuning):
     )
 
     runtime: RuntimeName = Field(default="onnxruntime", description="what executes the model")
-    precision: Precision = Field(default="fp32", description="which of the bundle's files is served")
+    precision: Precision = Field(
+        default="fp32", description="which of the bundle's files is served; openvino computes fp32, bf16 and int8"
+    )
     device: Device = Field(default="cpu", description="tensorrt: FastAPI and TorchServe only")
     cores: tuple[int, ...] = Field(
         default=(), description="numbers of the cores that local servers may use; empty: all"

@@ -160,6 +160,18 @@ def test_onnxruntime_sends_nothing_home(module: str, tmp_path: Path) -> None:
     assert not (tmp_path / ".ses").exists()
 
 
+@pytest.mark.parametrize("module", ["serving.runtimes.openvino_model", "training.formats"])
+def test_openvino_sends_nothing_home(module: str, tmp_path: Path) -> None:
+    """Its package makes up a client id in the home folder as soon as it is imported, unless its telemetry is absent."""
+    code = f"import {module}; import openvino; assert openvino.convert_model"
+    outside = {name: value for name, value in os.environ.items() if name != "CI"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=outside | {"HOME": str(tmp_path)}, cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_constraints_name_exact_versions_and_no_address() -> None:
     for name in ("constraints.txt", "constraints-triton.txt", "constraints-peers.txt", "constraints-docs.txt"):
         for line in (ROOT / name).read_text().splitlines():

@@ -56,7 +56,7 @@ class Reference:
         Raises:
             ExportError: an fp32 file differs from eager PyTorch, or another precision loses too much accuracy.
         """
-        infer = read_model(format_, path)
+        infer = read_model(format_, path, precision)
         probabilities, eager = infer_in_batches(infer, self.pixels), self.probabilities
         if probabilities.shape != eager.shape or probabilities.dtype != eager.dtype:
             raise ExportError(
@@ -65,7 +65,8 @@ class Reference:
         if precision == "fp32":
             measured = self._check_fp32(path.name, probabilities)
         else:
-            measured = self._check_lower_precision(path.name, infer, probabilities, max_accuracy_drop)
+            name = path.name if precision in path.name else f"{path.name} in {precision}"
+            measured = self._check_lower_precision(name, infer, probabilities, max_accuracy_drop)
         return Artefact(
             **describe_file(path, folder).model_dump(),
             format=format_,
@@ -125,7 +126,7 @@ def infer_in_batches(infer: Infer, pixels: Pixels) -> Probabilities:
 
 def describe_artefact(artefact: Artefact) -> str:
     """Describe a file's size and comparison in one line."""
-    line = f"{artefact.file} ({artefact.bytes / 2**20:.2f} MiB): max |difference| {artefact.max_abs_difference:.1e}"
+    line = f"{artefact.label} ({artefact.bytes / 2**20:.2f} MiB): max |difference| {artefact.max_abs_difference:.1e}"
     if artefact.precision == "fp32":
         return f"{line} to PyTorch on {artefact.compared_inputs} images"
     line += f", top-1 agreement {artefact.top1_agreement:.1%}"

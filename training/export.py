@@ -21,7 +21,7 @@ from training.checkpoint import Checkpoint, load_checkpoint
 from training.comparison import ClassIds, Reference, describe_artefact, infer_in_batches
 from training.datasets import Split, load_dataset
 from training.errors import ExportError
-from training.formats import SUFFIXES, run_eager, write_onnx, write_ort, write_pt2, write_torchscript
+from training.formats import SUFFIXES, bf16_hindrance, run_eager, write_onnx, write_ort, write_pt2, write_torchscript
 from training.golden import choose_golden_inputs, write_golden
 from training.latency import add_latencies
 from training.models import Servable
@@ -32,7 +32,7 @@ SAMPLE_IMAGES: Final = 256
 CALIBRATION_IMAGES: Final = 256
 LABELLED_IMAGES: Final = 2000
 MAX_ACCURACY_DROP: Final = 0.02
-_PACKAGES: Final = ("torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
+_PACKAGES: Final = ("torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
 
 Log = Callable[[str], None]
 
@@ -136,7 +136,7 @@ def export_bundle(
     reference = _reference(exportable)
     with writing_bundle(exportable.model, version, root) as folder:
         artefacts = []
-        for format_, precision, path in _write_files(exportable, reference.pixels[:2], folder, options):
+        for format_, precision, path in _write_files(exportable, reference.pixels[:2], folder, options, log):
             artefacts.append(reference.check(path, folder, format_, precision, options.max_accuracy_drop))
             log(describe_artefact(artefacts[-1]))
         timed = add_latencies(folder, artefacts, reference.pixels[:1])
@@ -169,9 +169,12 @@ def _reference(exportable: Exportable) -> Reference:
 
 
 def _write_files(
-    exportable: Exportable, example_pixels: Pixels, folder: Path, options: ExportOptions
+    exportable: Exportable, example_pixels: Pixels, folder: Path, options: ExportOptions, log: Log
 ) -> Iterator[tuple[Format, Precision, Path]]:
-    """Write one file after another; yield each before the next is written."""
+    """Write one file after another; yield each before the next is written.
+
+    OpenVINO computes the fp32 file in bf16, so that file is yielded twice.
+    """
     servable, example = exportable.servable, torch.from_numpy(example_pixels)
 
     def path(format_: Format, precision: Precision = "fp32") -> Path:
@@ -189,6 +192,10 @@ def _write_files(
     if "bf16" in options.precisions:  # onnxruntime has no bf16 convolution for CPUs; torch has one
         write_torchscript(to_half_precision(servable, torch.bfloat16), example, path("torchscript", "bf16"))
         yield "torchscript", "bf16", path("torchscript", "bf16")
+        if (hindrance := bf16_hindrance()) is None:
+            yield "onnx", "bf16", path("onnx")
+        else:
+            log(f"no bf16 by OpenVINO in this bundle: {hindrance}")
     if "int8" in options.precisions:
         quantise(path("onnx"), path("onnx", "int8"), exportable.calibration)
         yield "onnx", "int8", path("onnx", "int8")

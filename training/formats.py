@@ -3,14 +3,14 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import onnx
 import onnxruntime
 import torch
 from torch import Tensor
 
-from bundle.manifest import Format
+from bundle.manifest import Format, Precision
 from bundle.postprocess import Probabilities
 from bundle.preprocess import Pixels
 from training.errors import ExportError
@@ -96,6 +96,45 @@ def read_onnx(path: Path, threads: int = 0) -> Infer:
     return infer
 
 
+def read_openvino(path: Path, precision: Precision, threads: int = 0) -> Infer:
+    """Load an ONNX file in OpenVINO, which computes it in fp32 or bf16; `threads` 0 uses all cores."""
+    import openvino
+
+    properties = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+    }
+    core = openvino.Core()
+    model = core.read_model(path)
+    requests: dict[int, Any] = {}
+
+    def infer(pixels: Pixels) -> Probabilities:
+        size = len(pixels)
+        if size not in requests:  # as in serving, with a fixed batch size, which is faster
+            model.reshape(pixels.shape)
+            requests[size] = core.compile_model(model, "CPU", properties).create_infer_request()
+        requests[size].get_input_tensor().data[:] = pixels
+        requests[size].infer()
+        probabilities: Probabilities = requests[size].get_output_tensor().data.copy()
+        return probabilities
+
+    return infer
+
+
+def bf16_hindrance() -> str | None:
+    """Why OpenVINO cannot compute in bf16 here; None if it can."""
+    try:
+        import openvino
+    except ModuleNotFoundError:
+        return "openvino is not installed"
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "this processor has neither avx512_bf16 nor amx_bf16"
+    return None
+
+
 def read_torchscript(path: Path) -> Infer:
     """Load a TorchScript file in torch."""
     with warnings.catch_warnings():
@@ -110,11 +149,14 @@ def read_pt2(path: Path) -> Infer:
     return lambda pixels: run_eager(module, pixels)
 
 
-def read_model(format_: Format, path: Path, threads: int = 0) -> Infer:
-    """Load a file in the runtime of its format.
+def read_model(format_: Format, path: Path, precision: Precision = "fp32", threads: int = 0) -> Infer:
+    """Load a file in the runtime of its format and precision.
 
-    `threads` applies to onnxruntime, where 0 uses all cores; torch's number of threads is a setting of the process.
+    `threads` applies to onnxruntime and OpenVINO, where 0 uses all cores; torch's number of threads is a setting of the
+    process.
     """
+    if (format_, precision) == ("onnx", "bf16"):
+        return read_openvino(path, precision, threads)
     if format_ == "torchscript":
         return read_torchscript(path)
     return read_pt2(path) if format_ == "pt2" else read_onnx(path, threads)

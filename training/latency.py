@@ -22,7 +22,9 @@ def add_latencies(folder: Path, artefacts: Sequence[Artefact], image: Pixels) ->
     The latency is the median for one image (uint8 `[1, 3, H, W]`) in one thread. The rounds are interleaved, so all files
     are measured under the same load.
     """
-    models = [read_model(artefact.format, folder / artefact.file, threads=1) for artefact in artefacts]
+    models = [
+        read_model(artefact.format, folder / artefact.file, artefact.precision, threads=1) for artefact in artefacts
+    ]
     seconds: list[list[float]] = [[] for _ in models]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from bundle.manifest import ImageInput, Origin
 from bundle.preprocess import Pixels, preprocess
@@ -81,3 +81,19 @@ def crops(images: list[tuple[str, bytes]], spec: ImageInput, seed: int, per_imag
             image.crop((left, top, left + side, top + side)).save(buffer, "PPM")  # lossless, and faster than PNG
             crops.append(preprocess(buffer.getvalue(), spec))
     return np.stack(crops)
+
+
+def held_out_crops(spec: ImageInput) -> Pixels:
+    """Return crops of the photographs that calibration has not used, a third of them of altered photographs."""
+    images = photographs()
+    altered = [(name, _altered(data, name)) for name, data in images]
+    return np.concatenate([crops(images, spec, seed=2, per_image=16), crops(altered, spec, seed=3, per_image=8)])
+
+
+def _altered(data: bytes, name: str) -> bytes:
+    """Return the photograph mirrored, with another brightness, and slightly blurred."""
+    image = ImageOps.mirror(Image.open(io.BytesIO(data)).convert("RGB"))
+    image = ImageEnhance.Brightness(image).enhance(0.7 if len(name) % 2 else 1.2).filter(ImageFilter.GaussianBlur(1))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from bundle.errors import TridentError
-from trident.commands import bench, demo, export, requests, rollout, stack, train, tune
+from trident.commands import bench, demo, export, precisions, requests, rollout, stack, train, tune
 
 HELP = """Train an image classifier once, serve it three ways, prove that the answers agree, and measure them honestly.
 
@@ -18,7 +18,7 @@ or all of it at once: [bold]demo[/]."""
 app = typer.Typer(
     help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False
 )
-for part in (train, export, stack, rollout, requests, bench, tune, demo):
+for part in (train, export, stack, rollout, requests, bench, tune, precisions, demo):
     app.add_typer(part.commands)
 
 

@@ -14,7 +14,7 @@ from serving.clients.dialect import dialect_of
 from serving.clients.endpoint import SERVERS, Endpoint, Protocol
 
 Input = Literal["image", "tensor"]
-_FORMATS: Final = {"onnxruntime": "onnx", "torchscript": "torchscript"}
+_FORMATS: Final = {"onnxruntime": "onnx", "torchscript": "torchscript", "openvino": "onnx"}
 
 
 @dataclass(frozen=True)

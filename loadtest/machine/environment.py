@@ -16,6 +16,7 @@ _PACKAGES: Final = (
     "torch",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "numpy",
     "pillow",
     "fastapi",

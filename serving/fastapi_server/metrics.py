@@ -137,7 +137,9 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
-        versions = package_versions(("onnxruntime", "onnxruntime-gpu", "torch", "fastapi", "uvicorn", "pillow"))
+        versions = package_versions(
+            ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "fastapi", "uvicorn", "pillow")
+        )
         names = [name.replace("-", "_") for name in versions]
         build_info = Gauge(
             "trident_build_info",

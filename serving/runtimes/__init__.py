@@ -1,5 +1,6 @@
 """Runtimes: uint8 pixels `[N, 3, H, W]` in, float32 probabilities `[N, classes]` out. Every server can run every runtime."""
 
+from contextlib import suppress
 from typing import Final, Protocol
 
 import numpy as np
@@ -10,9 +11,18 @@ from bundle.manifest import Artefact, Format, Precision
 from bundle.postprocess import Probabilities
 from bundle.preprocess import Pixels, preprocess
 from bundle.store import Bundle
-from serving.settings import Device, RuntimeName, ServerSettings
+from serving.settings import Device, RuntimeName, ServerSettings, ServingSettings
 
-_FORMATS: Final[dict[RuntimeName, Format]] = {"onnxruntime": "onnx", "torchscript": "torchscript"}
+_FORMATS: Final[dict[RuntimeName, Format]] = {
+    "onnxruntime": "onnx",
+    "torchscript": "torchscript",
+    "openvino": "onnx",
+}
+_PRECISIONS: Final[dict[RuntimeName, tuple[Precision, ...]]] = {
+    "onnxruntime": ("fp32", "fp16", "int8", "int8-dynamic"),
+    "torchscript": ("fp32", "bf16"),
+    "openvino": ("fp32", "bf16", "int8"),
+}
 
 
 class Runtime(Protocol):
@@ -26,9 +36,27 @@ def artefact_for(bundle: Bundle, runtime: RuntimeName, precision: Precision) -> 
     """The bundle's file for a runtime; its `tolerance` says how far from the golden answers it may be.
 
     Raises:
+        DeploymentError: the runtime does not compute in this precision.
         BundleError: the bundle has no such artefact.
     """
+    if precision not in _PRECISIONS[runtime]:
+        computed = ", ".join(_PRECISIONS[runtime])
+        raise DeploymentError(f"runtime = {runtime} does not compute {precision}; it computes {computed}")
     return bundle.artefact(_FORMATS[runtime], precision)
+
+
+def check_deployable(bundle: Bundle, settings: ServingSettings) -> None:
+    """Find out before servers start whether they can serve the bundle with the settings' runtime and precision.
+
+    Raises:
+        BundleError, DeploymentError: as `artefact_for`, or this machine's processor lacks the instructions.
+    """
+    artefact_for(bundle, settings.runtime, settings.precision)
+    if (settings.runtime, settings.precision) == ("openvino", "bf16"):
+        with suppress(ModuleNotFoundError):  # the servers may have other environments
+            from serving.runtimes.openvino_model import require_bf16
+
+            require_bf16()
 
 
 def open_runtime(
@@ -38,7 +66,7 @@ def open_runtime(
 
     Raises:
         BundleError: the bundle has no such artefact.
-        DeploymentError: the runtime or the device is not there.
+        DeploymentError: the runtime or the device is not available, or does not compute in this precision.
     """
     path = bundle.file(artefact_for(bundle, runtime, precision))
     try:
@@ -46,6 +74,10 @@ def open_runtime(
             from serving.runtimes.onnx_session import OnnxSession
 
             return OnnxSession(path, device, threads, max_batch_size)
+        if runtime == "openvino":
+            from serving.runtimes.openvino_model import OpenVinoModel
+
+            return OpenVinoModel(path, precision, device, threads, max_batch_size)
         from serving.runtimes.torchscript_module import TorchScriptModule
 
         return TorchScriptModule(path, device, threads, bundle.manifest.input, max_batch_size)

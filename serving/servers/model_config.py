@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from serving.servers.server import EffectiveSettings
 
-_RUNTIMES: Final = {"onnxruntime_onnx": "onnxruntime", "pytorch_libtorch": "torchscript"}
+_RUNTIMES: Final = {"onnxruntime_onnx": "onnxruntime", "pytorch_libtorch": "torchscript", "openvino": "openvino"}
 
 
 def settings_of_classifier(

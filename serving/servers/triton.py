@@ -133,6 +133,11 @@ class TritonServer(Server):
                 f"device = {settings.device}: the Triton of the wheel runs on the CPU only; a GPU needs its image "
                 "(compose.gpu.yaml), or start the other servers only"
             )
+        if settings.runtime == "openvino" and settings.triton_classifier == "native":
+            raise DeploymentError(
+                "runtime = openvino: on Triton it needs triton_classifier = python; Trident does not configure Triton's own "
+                "OpenVINO backend"
+            )
         if settings.device == "tensorrt" and settings.triton_classifier == "native":
             raise DeploymentError(
                 "device = tensorrt: Trident does not configure TensorRT in Triton's own backends; use device = cuda, or "

@@ -18,7 +18,7 @@ from bundle.errors import DeploymentError
 from bundle.store import Bundle
 from serving.clients.endpoint import SERVERS, ServerName
 from serving.deployment import Deployment
-from serving.runtimes import artefact_for
+from serving.runtimes import check_deployable
 from serving.scratch import remove_scratch
 from serving.settings import ServingSettings
 from serving.stack.ports import check_ports_free, free_ports
@@ -71,7 +71,7 @@ def start_stack(
             raise DeploymentError(f"a stack runs already ({', '.join(running.servers)}); stop it with `trident down`")
         deployment = deployment or Deployment.of(settings)
         for bundle in deployment:
-            artefact_for(bundle, settings.runtime, settings.precision)  # a missing one is an error here, not in the log
+            check_deployable(bundle, settings)  # a fault is an error here, not in the log
         settings = deployment.settings_for_children(settings)
         if choose_ports:
             settings = settings.model_copy(update={"ports": free_ports()})

@@ -1,6 +1,7 @@
 """The command line: a few commands as processes of their own, the many short ones in this process."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ COMMANDS = [
     "report",
     "compare",
     "tune",
+    "precisions",
     "demo",
 ]
 
@@ -68,6 +70,7 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
         (["bench", "--file", "none.toml"], "none.toml"),
         (["compare", ".", "."], "trident bench"),
         (["tune"], "trident export"),
+        (["precisions"], "trident export"),
         (["train", "--data", "mnist"], "--data"),
         (["train", "--data", "folder"], "--data-dir"),
     ],
@@ -113,3 +116,14 @@ def test_bundles(digits: Bundle, run: Run) -> None:
     assert code == 0
     assert "digits:1" in output
     assert "32x32 stretch" in output
+
+
+def test_precisions(digits: Bundle, run: Run) -> None:
+    before = os.sched_getaffinity(0)
+    code, output = run("precisions", "--model", str(digits.path), "--rounds", "1")
+    assert code == 0, output
+    rows = [line.split() for line in output.splitlines()]
+    compared = [row[:2] for row in rows if row and row[0] in ("onnxruntime", "torchscript", "openvino")]
+    assert compared == [["onnxruntime", "fp32"], ["torchscript", "fp32"], ["openvino", "fp32"]]
+    assert all(row[-3:] == ["0.00%", "100.0%", row[-1]] for row in rows if row and row[0] == "openvino")
+    assert os.sched_getaffinity(0) == before

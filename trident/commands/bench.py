@@ -23,7 +23,7 @@ def bench(
         ),
     ] = None,
     runtime: Annotated[
-        str, typer.Option(help="onnxruntime, torchscript (comma-separated): starts a stack for each.")
+        str, typer.Option(help="onnxruntime, torchscript, openvino (comma-separated): starts a stack for each.")
     ] = "",
     precision: Annotated[str, typer.Option(help="fp32, int8, ... (comma-separated): starts a stack for each.")] = "",
     protocol: Annotated[str, typer.Option(help="http, grpc (comma-separated).")] = "http",

@@ -15,7 +15,9 @@ def up(
     model: Annotated[
         list[str] | None, typer.Option(help="MODEL or MODEL:VERSION (repeatable); default: the newest bundle.")
     ] = None,
-    runtime: Annotated[str | None, typer.Option(help="onnxruntime or torchscript.  \\[default: onnxruntime]")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="onnxruntime, torchscript or openvino.  \\[default: onnxruntime]")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Copies of the model per server; 0: one per core, at most 4; one on a GPU.")
     ] = None,

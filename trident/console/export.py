@@ -89,7 +89,7 @@ def _bundle_row(manifest: "Manifest") -> list[str]:
     return [
         str(len(manifest.labels)),
         f"{spec.height}x{spec.width} {spec.resize}",
-        ", ".join(f"{artefact.file} ({artefact.bytes / 2**20:.1f} MiB)" for artefact in manifest.artefacts),
+        ", ".join(f"{artefact.label} ({artefact.bytes / 2**20:.1f} MiB)" for artefact in manifest.artefacts),
         f"{origin.architecture}, {origin.dataset}",
         "-" if origin.test_accuracy is None else f"{origin.test_accuracy:.2%}",
     ]
@@ -105,7 +105,7 @@ def _show_bundle(bundle: Bundle) -> None:
 
 def _artefact_row(artefact: "Artefact") -> list[str]:
     return [
-        artefact.file,
+        artefact.label,
         f"{artefact.bytes / 2**20:.2f}",
         "-" if artefact.latency_ms is None else f"{artefact.latency_ms:.2f}",
         "-" if artefact.speedup is None else f"{artefact.speedup:.2f}",

@@ -19,7 +19,11 @@ from serving.settings import RuntimeName
 
 CLASSIFIER: Final = "_classifier"
 _VERSIONED: Final = re.compile(r"(.+)_v([0-9]{1,9})")
-_PLATFORMS: Final[dict[RuntimeName, str]] = {"onnxruntime": "onnxruntime_onnx", "torchscript": "pytorch_libtorch"}
+_PLATFORMS: Final[dict[RuntimeName, str]] = {
+    "onnxruntime": "onnxruntime_onnx",
+    "torchscript": "pytorch_libtorch",
+    "openvino": "openvino",
+}
 
 
 @dataclass(frozen=True)

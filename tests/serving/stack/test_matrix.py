@@ -1,4 +1,4 @@
-"""Triton's python classifier, which runs our own runtimes, with two versions at once.
+"""Triton's python classifier, which runs our own runtimes, with two versions at once; OpenVINO on the other two servers.
 
 The other combinations have tests of their own: onnxruntime on all three servers in test_servers.py, TorchScript on all three
 in test_guarded.py.
@@ -33,7 +33,10 @@ def versions(digits: Bundle, folder: Path) -> list[Bundle]:
     return [bundle_as(version, digits, folder / "artifacts" / "bundles") for version in (1, 2)]
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", pytest.param("torchscript", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["onnxruntime", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torchscript", "openvino"))],
+)
 def triton(request: pytest.FixtureRequest, folder: Path, versions: list[Bundle]) -> Iterator[StackState]:
     settings = ServingSettings(
         bundles=folder / "artifacts" / "bundles",
@@ -64,3 +67,16 @@ def test_the_version_that_was_named_last_is_the_default(triton: StackState, vers
 def test_it_reports_its_runtime(triton: StackState) -> None:
     server = server_class("triton")(triton.settings, triton.deployment(), STACK / "triton")
     assert server.effective_settings()["runtime"] == triton.settings.runtime
+
+
+def test_openvino_on_fastapi_and_torchserve(digits: Bundle, bundles: Path, tmp_path: Path) -> None:
+    settings = ServingSettings(bundles=bundles, models=(digits.name,), runtime="openvino", workers=1, threads=1)
+    with running_stack(settings, ["fastapi", "torchserve"], tmp_path / "stack") as state:
+        assert golden_faults(state.endpoints(), digits) == []
+        checks = verify(endpoint_of(state, "fastapi"), "http", digits, state.settings)
+        checks += verify(endpoint_of(state, "torchserve"), "http", digits, state.settings)
+        assert all_passed(checks), [check for check in checks if check.passed is False]
+        for name in state.servers:
+            server = server_class(name)(state.settings, state.deployment(), STACK / name)
+            assert server.effective_settings()["runtime"] == "openvino"
+    assert processes_of(tmp_path) == []
