@@ -1,5 +1,5 @@
 """The model that every contestant serves: encoded images in, answers out, with the shared preprocessing and one onnxruntime
-thread.
+thread. And the settings of a peer, which `contestants` passes in environment variables.
 """
 
 import os
@@ -16,7 +16,12 @@ from bundle.store import read_bundle
 
 BUNDLE: Final = "BUNDLE"
 MAX_BATCH_SIZE_VARIABLE: Final = "OVERHEAD_MAX_BATCH_SIZE"
+DELAY_MS_VARIABLE: Final = "OVERHEAD_DELAY_MS"
+WORKERS_VARIABLE: Final = "OVERHEAD_WORKERS"
+
 MAX_BATCH_SIZE: Final = int(os.environ.get(MAX_BATCH_SIZE_VARIABLE, "32"))
+DELAY_MS: Final = float(os.environ.get(DELAY_MS_VARIABLE, "1"))
+WORKERS: Final = int(os.environ.get(WORKERS_VARIABLE, "1"))
 
 
 class Model:
@@ -41,6 +46,9 @@ class Model:
         probabilities: Probabilities = self._session.run(["probabilities"], {"image": np.stack(pixels)})[0]
         return probabilities
 
-    def answer(self, row: Probabilities) -> dict[str, Any]:
-        """The answer in the format of Trident's servers."""
-        return answer(row, self._manifest.model, self._manifest.version, self._manifest.labels, DEFAULT_TOP_K)
+    def answers(self, pixels: Sequence[Pixels]) -> list[dict[str, Any]]:
+        """The answers to a batch, in the format of Trident's servers."""
+        manifest = self._manifest
+        return [
+            answer(row, manifest.model, manifest.version, manifest.labels, DEFAULT_TOP_K) for row in self.infer(pixels)
+        ]

@@ -20,7 +20,7 @@ def main() -> None:
 
     @app.post("/predict")
     def predict(image: Annotated[bytes, Body(media_type="application/octet-stream")]) -> dict[str, Any]:
-        return model.answer(model.infer([model.decode(image)])[0])
+        return model.answers([model.decode(image)])[0]
 
     uvicorn.run(app, port=int(sys.argv[2]), loop="uvloop", http="httptools", access_log=False, log_level="warning")
 
