@@ -32,13 +32,10 @@ from loadtest.overhead.table import Block, as_markdown, show
 # Read by the preprocessing of every process: the contestants' and the ceiling's.
 DECODER_VARIABLE: Final = "TRIDENT_DECODER"
 _PEERS: Final = ("mosec", "litserve", "bentoml", "onnxruntime", "pillow")
-_QUICK: Final = {
-    "batch_sizes": [1, 16],
-    "concurrency": [1, 16],
-    "choosing_rounds": 1,
-    "rounds": 1,
-    "paced": 0.0,
-}
+_QUICK: Final = {"batch_sizes": [1, 16], "choosing_rounds": 1, "rounds": 1, "paced": 0.0}
+_CONCURRENCIES: Final = (1, 8, 16, 32)
+_QUICK_CONCURRENCIES: Final = (1, 16)
+_CONNECTIONS: Final = (4, 16, 64)
 console = Console(width=160)
 
 
@@ -77,16 +74,22 @@ def _measure(arguments: argparse.Namespace, bundle: Bundle) -> list[Block]:
         "seed": arguments.seed,
     }
     if arguments.workers:
-        return measure_scaling(ScalingSettings(workers=arguments.workers, **common), bundle, console)
-    settings = ComparisonSettings(
+        scaling = ScalingSettings(
+            workers=arguments.workers,
+            connections=arguments.concurrency or _CONNECTIONS,
+            seconds=arguments.seconds or 2.0,
+            **common,
+        )
+        return measure_scaling(scaling, bundle, console)
+    comparison = ComparisonSettings(
         only=arguments.only,
-        concurrencies=arguments.concurrency,
+        concurrencies=arguments.concurrency or (_QUICK_CONCURRENCIES if arguments.quick else _CONCURRENCIES),
         choosing_rounds=arguments.choosing_rounds,
-        seconds=arguments.seconds,
+        seconds=arguments.seconds or 1.0,
         paced=arguments.paced,
         **common,
     )
-    return compare(settings, bundle, console)
+    return compare(comparison, bundle, console)
 
 
 def _about(arguments: argparse.Namespace, bundle: Bundle) -> list[Block]:
@@ -120,11 +123,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, help="a Python with mosec, litserve and bentoml")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="names of servers; default: all")
     parser.add_argument("--quick", action="store_true", help="few settings, one round: a look within two minutes")
-    parser.add_argument("--concurrency", type=_numbers, default=[1, 8, 16, 32])
+    parser.add_argument(
+        "--concurrency", type=_numbers, help="clients; default: 1,8,16,32; with --workers: 4,16,64; with --quick: 1,16"
+    )
     parser.add_argument("--batch-sizes", type=_numbers, default=list(BATCH_SIZES))
     parser.add_argument("--choosing-rounds", type=int, default=2, help="rounds that choose the settings")
     parser.add_argument("--rounds", type=int, default=4, help="rounds that are reported")
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn; wrk rounds to whole seconds")
+    parser.add_argument(
+        "--seconds", type=float, help="length of a turn; wrk rounds to whole seconds; default: 1; with --workers: 2"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--paced", type=float, default=0.7, help="share of the highest rate for the run at a constant rate; 0: none"

@@ -168,10 +168,10 @@ def _report(
         f"in batches of {max(settings.batch_sizes)}. `of ceiling`: requests/s divided by the ceiling one by one, which is "
         "measured before and after each turn.",
         f"Settings: of batches of {', '.join(map(str, settings.batch_sizes))} and each server's waiting times, those with "
-        f"the most requests/s in {settings.choosing_rounds} rounds of {_CHOOSING_S:g} s, for each server and concurrency. "
-        f"These rounds are not part of the figures below: {settings.rounds} rounds of {settings.seconds:g} s, in random "
-        f"order (seed {settings.seed}), medians over the rounds. The best peer is the one with the highest figures below, "
-        "which favours the peers.",
+        f"the most requests/s in {settings.choosing_rounds} x {_CHOOSING_S:g} s, for each server and concurrency. The best of "
+        "several measurements is too good by chance, so these rounds are not part of the figures below: medians of "
+        f"{settings.rounds} x {settings.seconds:g} s, in random order (seed {settings.seed}). The best peer is the one with "
+        "the highest figures below, which favours the peers.",
         "Every server gets the image as the raw body of the request.",
     ]
     if WRK not in tools:

@@ -146,8 +146,8 @@ def scaling_tables(settings: ScalingSettings, turns: Sequence[ScalingTurns], cor
         "`cores by process`: CPU time of each process of the server per second, which shows how evenly requests reach the "
         "workers. `connections by process`: how many connections each process held at half time, one group per round; "
         "mosec's one front process accepts all of them.",
-        f"Settings: those with the most requests/s in a round of {_CHOOSING_S:g} s of its own. {settings.rounds} rounds of "
-        f"{settings.seconds:g} s, medians.",
+        f"Settings: those with the most requests/s in a turn of {_CHOOSING_S:g} s that is not part of the figures below: "
+        f"medians of {settings.rounds} x {settings.seconds:g} s.",
     ]
     for connections in settings.connections:
         some = [one for one in turns if one.entrant.concurrency == connections and one.figures]

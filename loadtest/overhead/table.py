@@ -127,7 +127,5 @@ def _against_best_peer(done: Turns, names: Sequence[str], tool: str, concurrency
     if not ratios:
         return None
     by = f" ({tool})" if tool != GENERATOR else ""
-    return (
-        f"{TRIDENT} reaches {median(ratios):.2f} times the share of the best peer, {best}{by}; "
-        f"lowest {min(ratios):.2f}, highest {max(ratios):.2f} of {len(ratios)} rounds."
-    )
+    spread = f"; lowest {min(ratios):.2f}, highest {max(ratios):.2f} of {len(ratios)} rounds" if len(ratios) > 1 else ""
+    return f"{TRIDENT} reaches {median(ratios):.2f} times the share of the best peer, {best}{by}{spread}."

@@ -2,10 +2,10 @@
 
 import resource
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import mean
 
 import psutil
 
@@ -50,15 +50,23 @@ def watching(pid: int, port: int, seconds: float) -> Iterator[Use]:
 
 
 def cores_of_processes(uses: Sequence[Use]) -> str:
-    """Cores by process, averaged over turns: `mosec 0.41, python 0.80, python 0.79`."""
-    typical = {key: mean(use.cores.get(key, 0.0) for use in uses) for use in uses[:1] for key in use.cores}
-    listed = sorted((key for key in typical if typical[key] >= _LISTED_CORES), key=lambda key: (key[0], -typical[key]))
-    return ", ".join(f"{name} {typical[name, pid]:.2f}" for name, pid in listed) or "-"
+    """Cores by process: `mosec 0.41, python 0.80, python 0.79`. Within a turn the busiest process comes first, so that the
+    averages over the turns do not hide an idle one.
+    """
+    ranked: dict[tuple[str, int], float] = defaultdict(float)
+    for use in uses:
+        for name in {name for name, _ in use.cores}:
+            busiest = sorted((cores for (other, _), cores in use.cores.items() if other == name), reverse=True)
+            for rank, cores in enumerate(busiest):
+                ranked[name, rank] += cores / len(uses)
+    listed = sorted(key for key, cores in ranked.items() if cores >= _LISTED_CORES)
+    return ", ".join(f"{name} {ranked[name, rank]:.2f}" for name, rank in listed) or "-"
 
 
 def connections_of_processes(uses: Sequence[Use]) -> str:
-    """Connections by process, most first, of each turn: `9 7; 8 8`."""
-    return "; ".join(" ".join(map(str, sorted(use.connections.values(), reverse=True))) or "-" for use in uses) or "-"
+    """Connections by process, a group per turn: `9 7; 0 16`. Left out: processes that held none in all turns."""
+    pids = sorted({pid for use in uses for pid in use.connections})
+    return "; ".join(" ".join(str(use.connections.get(pid, 0)) for pid in pids) or "-" for use in uses) or "-"
 
 
 def _connections(processes: Sequence[psutil.Process], port: int) -> dict[int, int]:
