@@ -52,6 +52,7 @@ def main() -> None:
         blocks = [*_about(arguments, bundle), *measured]
         show(console, blocks)
         if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(as_markdown(f"Serving overhead of {bundle.name}", blocks))
     except TridentError as error:
         sys.exit(f"error: {error}")

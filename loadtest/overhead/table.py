@@ -45,11 +45,14 @@ def show(console: Console, blocks: Sequence[Block]) -> None:
 
 
 def as_markdown(title: str, blocks: Sequence[Block]) -> str:
-    """A page of paragraphs and tables."""
+    """A page of paragraphs and tables. A paragraph that starts with a command is not wrapped."""
     parts = [f"# {title}"]
     for block in blocks:
         if isinstance(block, str):
-            parts += [textwrap.fill(block, _WIDTH, break_long_words=False, break_on_hyphens=False)]
+            command = block.startswith("`")
+            parts.append(
+                block if command else textwrap.fill(block, _WIDTH, break_long_words=False, break_on_hyphens=False)
+            )
             continue
         rules = ["---"] * block.names + ["---:"] * (len(block.columns) - block.names)
         rows = [f"| {' | '.join(row)} |" for row in (block.columns, tuple(rules), *block.rows)]
