@@ -21,6 +21,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from bundle.errors import TridentError
+from bundle.jpeg import DECODER_VARIABLE
 from bundle.store import Bundle, find_bundle
 from loadtest.machine.environment import describe_environment
 from loadtest.overhead.comparison import ComparisonSettings, compare
@@ -29,9 +30,7 @@ from loadtest.overhead.images import QUALITY, SUBSAMPLING, with_jpeg_images
 from loadtest.overhead.scaling import ScalingSettings, measure_scaling
 from loadtest.overhead.table import Block, as_markdown, show
 
-# Read by the preprocessing of every process: the contestants' and the ceiling's.
-DECODER_VARIABLE: Final = "TRIDENT_DECODER"
-_PEERS: Final = ("mosec", "litserve", "bentoml", "onnxruntime", "pillow")
+_PEERS: Final = ("mosec", "litserve", "bentoml", "onnxruntime", "pillow", "simplejpeg")
 _QUICK: Final = {"batch_sizes": [1, 16], "choosing_rounds": 1, "rounds": 1, "paced": 0.0}
 _CONCURRENCIES: Final = (1, 8, 16, 32)
 _QUICK_CONCURRENCIES: Final = (1, 16)
@@ -59,7 +58,7 @@ def main() -> None:
 
 
 def _choose_decoder(decoder: str) -> None:
-    """Set the environment variable that all child processes and this process inherit."""
+    """Set the environment variable that the contestants and the ceiling inherit."""
     if decoder == "pillow":
         os.environ[DECODER_VARIABLE] = decoder
     else:

@@ -172,7 +172,8 @@ def _report(
         "several measurements is too good by chance, so these rounds are not part of the figures below: medians of "
         f"{settings.rounds} x {settings.seconds:g} s, in random order (seed {settings.seed}). The best peer is the one with "
         "the highest figures below, which favours the peers.",
-        "Every server gets the image as the raw body of the request.",
+        "Every server gets the image as the raw body of the request, decodes it with the same function and writes the answer "
+        "with the same function.",
     ]
     if WRK not in tools:
         blocks.append(f"Without the columns of wrk: {INSTALL_WRK}.")

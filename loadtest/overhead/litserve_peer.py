@@ -6,7 +6,6 @@ LitServe parses bodies as JSON or forms, unless the type of `request` tells Fast
 returns a complete `Response`, which is cheaper than a dictionary that the HTTP process serializes.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,9 +39,9 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
         """Return the list."""
         return output
 
-    def encode_response(self, output: Any) -> Response:
+    def encode_response(self, output: bytes) -> Response:
         """From an answer to the response."""
-        return Response(json.dumps(output), media_type="application/json")
+        return Response(output, media_type="application/json")
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
-"""The model that every contestant serves: encoded images in, answers out, with the shared preprocessing and one onnxruntime
-thread. And the settings of a peer, which `contestants` passes in environment variables.
+"""The model that every contestant serves: encoded images in, answers in JSON out, with the preprocessing and the JSON writer of
+Trident's service and one onnxruntime thread. And the settings of a peer, which `contestants` passes in environment variables.
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnxruntime as ort
 
-from bundle.postprocess import DEFAULT_TOP_K, Probabilities, answer
+from bundle.postprocess import DEFAULT_TOP_K, AnswerWriter, Probabilities
 from bundle.preprocess import Pixels, preprocess
 from bundle.store import read_bundle
 
@@ -32,23 +32,22 @@ class Model:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        self._manifest = bundle.manifest
+        manifest = bundle.manifest
+        self._input = manifest.input
+        self._writer = AnswerWriter(manifest.model, manifest.version, manifest.labels)
         self._session = ort.InferenceSession(
             bundle.file(bundle.artefact("onnx")), options, providers=["CPUExecutionProvider"]
         )
 
     def decode(self, image: bytes) -> Pixels:
         """Decode an image: uint8 `[3, H, W]`."""
-        return preprocess(image, self._manifest.input)
+        return preprocess(image, self._input)
 
     def infer(self, pixels: Sequence[Pixels]) -> Probabilities:
         """Probabilities of a batch: float32 `[N, classes]`."""
         probabilities: Probabilities = self._session.run(["probabilities"], {"image": np.stack(pixels)})[0]
         return probabilities
 
-    def answers(self, pixels: Sequence[Pixels]) -> list[dict[str, Any]]:
-        """The answers to a batch, in the format of Trident's servers."""
-        manifest = self._manifest
-        return [
-            answer(row, manifest.model, manifest.version, manifest.labels, DEFAULT_TOP_K) for row in self.infer(pixels)
-        ]
+    def answers(self, pixels: Sequence[Pixels]) -> list[bytes]:
+        """The answers to a batch as JSON, in the format of Trident's servers and by their function."""
+        return [self._writer.answer(row, DEFAULT_TOP_K) for row in self.infer(pixels)]

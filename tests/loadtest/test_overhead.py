@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from bundle.jpeg import DECODER_VARIABLE
 from bundle.store import Bundle
 from loadtest.errors import GeneratorError, LoadtestError
 from loadtest.generator.client import Generator
@@ -280,14 +281,14 @@ def test_the_command_writes_what_it_measured(
     seen = SimpleNamespace()
 
     def compare(settings: Any, bundle: Bundle, console: Console) -> list[Any]:
-        seen.settings, seen.decoder, seen.image = settings, os.environ.get("TRIDENT_DECODER"), bundle.golden_inputs()[0]
+        seen.settings, seen.decoder, seen.image = settings, os.environ.get(DECODER_VARIABLE), bundle.golden_inputs()[0]
         return ["measured", Table("Figures", ("server", "rate"), (("trident", "1"),), names=1)]
 
     monkeypatch.setattr(command, "compare", compare)
     out = tmp_path / "overhead.md"
     flags = ["--quick", "--rounds", "3", "--decoder", "pillow", "--images", "jpeg", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["overhead", str(digits.path), *flags])
-    monkeypatch.setenv("TRIDENT_DECODER", "other")
+    monkeypatch.setenv(DECODER_VARIABLE, "other")
     command.main()
     assert (seen.settings.rounds, seen.settings.choosing_rounds, seen.settings.first_delay_only) == (3, 1, True)
     assert seen.decoder == "pillow"
