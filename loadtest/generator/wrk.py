@@ -40,20 +40,21 @@ def wrk_is_installed() -> bool:
 
 
 def run_wrk(
-    lane: Lane, bundle: Bundle | None, concurrency: int, seconds: float, cores: Sequence[int] = ()
+    lane: Lane, bundle: Bundle | None, concurrency: int, seconds: float, cores: Sequence[int] = (), threads: int = 1
 ) -> ToolFigures:
-    """Send a bundle's golden requests with one thread of wrk. wrk checks the status of the responses, not the answers.
+    """Send a bundle's golden requests with wrk. wrk checks the status of the responses, not the answers.
 
     Args:
         seconds: rounded to whole seconds, at least 1.
         cores: empty: any.
+        threads: of wrk; at most one per connection.
 
     Raises:
         LoadtestError: wrk is not installed, or fails.
     """
     if not wrk_is_installed():
         raise LoadtestError(INSTALL_WRK)
-    command = ["wrk", "-t1", f"-c{concurrency}", f"-d{max(1, round(seconds))}s", "--latency"]
+    command = ["wrk", f"-t{min(threads, concurrency)}", f"-c{concurrency}", f"-d{max(1, round(seconds))}s", "--latency"]
     if cores:
         command = ["taskset", "-c", ",".join(map(str, cores)), *command]
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
@@ -62,7 +63,10 @@ def run_wrk(
         done = subprocess.run([*command, "-s", script.name, lane.url], capture_output=True, text=True, check=False)
     if done.returncode:
         raise LoadtestError(f"wrk failed: {done.stderr or done.stdout}")
-    return parse_wrk(done.stdout)
+    try:
+        return parse_wrk(done.stdout)
+    except IndexError as error:
+        raise LoadtestError(f"wrk's report lacks a line: {done.stdout}") from error
 
 
 def parse_wrk(output: str) -> ToolFigures:

@@ -2,18 +2,19 @@
 
     python -m loadtest.overhead.mosec_peer --port PORT      (the bundle's folder in BUNDLE: mosec parses the command line)
 
-One stage: decoding in `deserialize`, the model in `forward`. On one core a second stage for decoding (as in mosec's ResNet
-example) adds a hop between processes; it was slower.
+Its README, "Performance tuning", says: find the best `max_batch_size` and `max_wait_time`, limit the threads of the libraries,
+choose a serialization other than JSON for images. So the body is the image. There is one stage: decoding in `deserialize`,
+the model in `forward`. On one core a second stage for decoding (as in its ResNet example) adds a hop between processes and
+was slower.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from mosec import Server, Worker
 
-from loadtest.overhead.model import BUNDLE, MAX_BATCH_SIZE, Model
+from loadtest.overhead.model import BUNDLE, DELAY_MS, MAX_BATCH_SIZE, WORKERS, Model
 
 
 class Classifier(Worker):  # type: ignore[misc]
@@ -28,18 +29,21 @@ class Classifier(Worker):  # type: ignore[misc]
         return self.model.decode(data)
 
     def forward(self, data: Any) -> Any:
-        """From a batch of pixels to answers."""
-        return [self.model.answer(row) for row in self.model.infer(data)]
+        """From a batch of pixels to answers; without dynamic batching, from one image's pixels to its answer."""
+        return self.model.answers(data) if MAX_BATCH_SIZE > 1 else self.model.answers([data])[0]
 
     def serialize(self, data: Any) -> bytes:
-        """From an answer to the body of a response."""
-        return json.dumps(data).encode()
+        """Return the answer, which is JSON already."""
+        answer: bytes = data
+        return answer
 
 
 def main() -> None:
     """Serve at /predict."""
     server = Server()
-    server.append_worker(Classifier, num=1, max_batch_size=MAX_BATCH_SIZE, max_wait_time=1, route="/predict")
+    server.append_worker(
+        Classifier, num=WORKERS, max_batch_size=MAX_BATCH_SIZE, max_wait_time=int(DELAY_MS), route="/predict"
+    )
     server.run()
 
 

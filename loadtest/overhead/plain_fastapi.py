@@ -5,10 +5,10 @@ python -m loadtest.overhead.plain_fastapi BUNDLE PORT
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import uvicorn
-from fastapi import Body, FastAPI
+from fastapi import Body, FastAPI, Response
 
 from loadtest.overhead.model import Model
 
@@ -19,8 +19,8 @@ def main() -> None:
     app = FastAPI()
 
     @app.post("/predict")
-    def predict(image: Annotated[bytes, Body(media_type="application/octet-stream")]) -> dict[str, Any]:
-        return model.answer(model.infer([model.decode(image)])[0])
+    def predict(image: Annotated[bytes, Body(media_type="application/octet-stream")]) -> Response:
+        return Response(model.answers([model.decode(image)])[0], media_type="application/json")
 
     uvicorn.run(app, port=int(sys.argv[2]), loop="uvloop", http="httptools", access_log=False, log_level="warning")
 

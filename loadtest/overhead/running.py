@@ -1,4 +1,4 @@
-"""Running contestants: each on the same core, paused (SIGSTOP) while it is not measured."""
+"""Running contestants: each on the same cores, paused (SIGSTOP) while it is not measured."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,12 +44,17 @@ class RunningContestant:
 
 @contextlib.contextmanager
 def running(
-    contestant: Contestant, bundle: Bundle | None, core: int, timeout_s: float = START_TIMEOUT_S
+    contestant: Contestant,
+    bundle: Bundle | None,
+    cores: Sequence[int],
+    timeout_s: float = START_TIMEOUT_S,
+    settle_s: float = 0.0,
 ) -> Iterator[RunningContestant]:
-    """Start a server on a core, wait until it gives the golden answers, and pause it. It is stopped with the block.
+    """Start a server on some cores, wait until it gives the golden answers, and pause it. It is stopped with the block.
 
     Args:
         bundle: None if the server is a null target.
+        settle_s: time between the golden answers and the pause, for workers that are still starting.
 
     Raises:
         LoadtestError: it did not start, or its answers differ from the golden answers.
@@ -60,7 +65,7 @@ def running(
 
     def pin() -> None:
         die_with_parent()
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, cores)
 
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -72,6 +77,7 @@ def running(
                 log.seek(0)
                 output = log.read()[-3000:].decode(errors="replace")
                 raise LoadtestError(f"{contestant.name} did not start: {fault}\n{output}")
+            time.sleep(settle_s)
             server = RunningContestant(lane, process)
             _pause(process)
             yield server

@@ -1,16 +1,17 @@
-"""Turns on one core: every contestant at every concurrency, by every tool, with the ceiling before and after each turn.
+"""Turns: every contestant at every concurrency, by every tool, with the ceiling before and after each turn.
 
 The share of the ceiling of a turn is relative to the mean of these two ceilings, so that a change in the machine's speed affects
 both.
 """
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from bundle.store import Bundle
-from loadtest.errors import LoadtestError
+from loadtest.errors import GeneratorError, LoadtestError
 from loadtest.generator.client import Generator
 from loadtest.generator.recording import Recording
 from loadtest.generator.spec import GeneratorSpec
@@ -22,6 +23,7 @@ from loadtest.overhead.running import RunningContestant
 
 WARM_UP: Final = WarmUp(min_s=0.3, max_s=0.3)
 _MAX_IN_FLIGHT: Final = 64
+_DRAIN_S: Final = 0.25
 
 # Measures a lane at a concurrency.
 Tool = Callable[[Lane, int], ToolFigures]
@@ -30,14 +32,31 @@ WRK: Final = "wrk"
 
 
 @dataclass(frozen=True)
+class Entrant:
+    """A running contestant with its settings for one concurrency. `label`: these settings in tables."""
+
+    name: str
+    concurrency: int
+    label: str
+    server: RunningContestant
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One measurement of a contestant. `ceiling`: images per second, one by one, the mean of before and after."""
+    """One measurement of a contestant.
+
+    Args:
+        label: its settings.
+        ceiling: images per second, one by one, the mean of before and after.
+    """
 
     contestant: str
     concurrency: int
     tool: str
     figures: ToolFigures
     ceiling: float
+    label: str = "-"
+    round: int = 0
 
     @property
     def share(self) -> float:
@@ -62,56 +81,62 @@ class Turns:
         ]
 
     def invalid(self) -> list[str]:
-        """The turns that the generator distorted, with the reasons."""
+        """The turns with failed requests, and those that the generator distorted, with the reasons."""
         return [
-            f"{turn.contestant} at concurrency {turn.concurrency}: {turn.figures.invalid_reason}"
+            f"{turn.contestant} at concurrency {turn.concurrency}, by {turn.tool}: {turn.figures.invalid_reason}"
             for turn in self.turns
             if turn.figures.invalid_reason is not None
         ]
 
 
 def take_turns(
-    servers: Sequence[RunningContestant],
-    concurrencies: Sequence[int],
+    entrants: Sequence[Entrant],
     tools: Mapping[str, Tool],
     measure_ceiling: Callable[[], CeilingRates],
     rounds: int,
     seed: int,
-    on_turn: Callable[[int, str], None] = lambda *_: None,
+    on_turn: Callable[[str], None] = lambda _: None,
 ) -> Turns:
-    """Measure all servers in each round, in a new random order.
+    """Measure all entrants in each round, in a new random order.
 
     Args:
-        on_turn: called with the round and the contestant's name before each of its turns.
-
-    Raises:
-        LoadtestError: a request failed, or an answer was wrong.
+        on_turn: called before each turn with a description.
     """
     shuffled = random.Random(seed)  # noqa: S311 - an order, not a secret
     done = Turns(ceilings=[measure_ceiling()])
     for round_ in range(rounds):
-        for server in shuffled.sample(servers, len(servers)):
-            for concurrency in concurrencies:
-                for name, tool in tools.items():
-                    on_turn(round_, server.lane.name)
-                    with server.resumed():
-                        figures = tool(server.lane, concurrency)
-                    if figures.failed:
-                        raise LoadtestError(
-                            f"{server.lane.name} at concurrency {concurrency}, by {name}: {figures.failed} requests failed"
-                        )
-                    done.ceilings.append(measure_ceiling())
-                    ceiling = (done.ceilings[-2].single + done.ceilings[-1].single) / 2
-                    done.turns.append(Turn(server.lane.name, concurrency, name, figures, ceiling))
+        for entrant in shuffled.sample(entrants, len(entrants)):
+            for name, tool in tools.items():
+                on_turn(f"round {round_ + 1} of {rounds}: {entrant.name} at {entrant.concurrency}, by {name}")
+                figures = measured(entrant.server, tool, entrant.concurrency)
+                done.ceilings.append(measure_ceiling())
+                ceiling = (done.ceilings[-2].single + done.ceilings[-1].single) / 2
+                done.turns.append(
+                    Turn(entrant.name, entrant.concurrency, name, figures, ceiling, entrant.label, round_)
+                )
     return done
 
 
-def generator_tool(generator: Generator, bundle: Bundle | None, seconds: float, core: int) -> Tool:
-    """Our load generator, on a core."""
+def measured(server: RunningContestant, tool: Tool, concurrency: int) -> ToolFigures:
+    """Figures of a server that runs only meanwhile; invalid and 0 requests/s if requests failed, or none was answered."""
+    try:
+        with server.resumed():
+            figures = tool(server.lane, concurrency)
+    except GeneratorError:
+        raise
+    except LoadtestError as error:
+        return ToolFigures(0.0, 0.0, 0.0, invalid_reason=error.message)
+    if figures.failed:
+        return replace(figures, requests_per_s=0.0, invalid_reason=f"{figures.failed} requests failed")
+    return figures if figures.requests_per_s else replace(figures, invalid_reason="no request was answered")
+
+
+def generator_tool(generator: Generator, bundle: Bundle | None, seconds: float, cores: Sequence[int]) -> Tool:
+    """Our load generator, on some cores."""
 
     def measure(lane: Lane, concurrency: int) -> ToolFigures:
         loop = ClosedLoop(concurrency=concurrency, duration_s=seconds)
-        recording = _run(generator, lane, loop, bundle, core)
+        recording = _run(generator, lane, loop, bundle, cores)
         return ToolFigures(
             p50_s=recording.percentile_ms(50) / 1000,
             p99_s=recording.percentile_ms(99) / 1000,
@@ -122,13 +147,26 @@ def generator_tool(generator: Generator, bundle: Bundle | None, seconds: float, 
     return measure
 
 
-def wrk_tool(bundle: Bundle | None, seconds: float, core: int) -> Tool:
-    """wrk, on a core."""
-    return lambda lane, concurrency: run_wrk(lane, bundle, concurrency, seconds, (core,))
+def wrk_tool(bundle: Bundle | None, seconds: float, cores: Sequence[int]) -> Tool:
+    """wrk, on some cores, with a thread per core."""
+
+    def measure(lane: Lane, concurrency: int) -> ToolFigures:
+        figures = run_wrk(lane, bundle, concurrency, seconds, cores, threads=len(cores))
+        # wrk stops with requests in flight. A server that was paused with them would take the pause for their latency, and
+        # BentoML adapts to that.
+        time.sleep(_DRAIN_S)
+        return figures
+
+    return measure
 
 
 def at_constant_rate(
-    server: RunningContestant, generator: Generator, bundle: Bundle | None, rate: float, seconds: float, core: int
+    server: RunningContestant,
+    generator: Generator,
+    bundle: Bundle | None,
+    rate: float,
+    seconds: float,
+    cores: Sequence[int],
 ) -> Recording:
     """Latency at a constant rate, measured from the scheduled time.
 
@@ -136,10 +174,10 @@ def at_constant_rate(
         LoadtestError: a request failed, or an answer was wrong.
     """
     with server.resumed():
-        return _run(generator, server.lane, OpenLoop.steady(rate, seconds, "constant"), bundle, core)
+        return _run(generator, server.lane, OpenLoop.steady(rate, seconds, "constant"), bundle, cores)
 
 
-def _run(generator: Generator, lane: Lane, loop: Loop, bundle: Bundle | None, core: int) -> Recording:
+def _run(generator: Generator, lane: Lane, loop: Loop, bundle: Bundle | None, cores: Sequence[int]) -> Recording:
     recording = generator.run(
         GeneratorSpec(
             lane=lane,
@@ -147,7 +185,7 @@ def _run(generator: Generator, lane: Lane, loop: Loop, bundle: Bundle | None, co
             bundle=bundle.path if bundle is not None else None,
             timeout_s=30,
             warm_up=WARM_UP,
-            cores=(core,),
+            cores=tuple(cores),
             max_in_flight=_MAX_IN_FLIGHT,
         )
     )
