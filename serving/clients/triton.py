@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from bundle.schemas import Prediction
 from serving.clients.dialect import Dialect, StageCounters, TensorModel
@@ -20,8 +20,8 @@ def triton_model(model: str, version: int | None) -> str:
 
 @dataclass(frozen=True)
 class TritonWire:
-    """`POST /v2/models/<ensemble>/infer`: a raw binary request for the one BYTES input. The ensemble `<model>` is the
-    default version, `<model>_v<version>` a certain one.
+    """`POST /v2/models/<name>/infer`: a raw binary request for the one BYTES input. `<model>` is the default version,
+    `<model>_v<version>` a certain one.
 
     https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
     """
@@ -62,34 +62,27 @@ class TritonDialect(Dialect):
         return TritonGrpcWire(triton_model(model, version))
 
     def tensor_model(self, model: str, version: int, settings: Mapping[str, object]) -> TensorModel:
-        """The ensemble's classifier. Triton's libtorch backend prescribes other names for tensors."""
-        indexed = settings.get("triton_classifier") == "native" and settings.get("runtime") == "torchscript"
+        """The version's classifier. Triton's libtorch backend prescribes other names for tensors."""
+        indexed = settings.get("triton_home") is not None and settings.get("runtime") == "torchscript"
         suffix = "__0" if indexed else ""
         path = f"/v2/models/{triton_model(model, version)}_classifier/versions/{version}"
         return TensorModel(path, f"image{suffix}", f"probabilities{suffix}")
 
     def stage_counters(self, endpoint: Endpoint, model: str, version: int | None) -> StageCounters:
-        """From the statistics extension. The queue is that of all steps together."""
-        from serving.clients.metrics import get
+        """From the metrics of the version's image model: its own, and of Triton the time in the queue."""
+        from serving.clients.metrics import samples
 
         name = triton_model(model, version)
-        stages = {f"{name}_preprocess": "decode", f"{name}_classifier": "inference"}
-        counters: dict[str, tuple[float, float]] = {}
-        queue, images = 0.0, 0.0
-        for entry in get(f"{endpoint.url}/v2/models/stats").json()["model_stats"]:
-            statistics: dict[str, Any] = entry["inference_stats"]
-            if entry["name"] in stages:
-                stage = stages[entry["name"]]
-                counters[stage] = _seconds(statistics, "compute_infer", "compute_input", "compute_output")
-            if entry["name"].startswith(f"{name}_"):
-                queue += _seconds(statistics, "queue")[0]
-            if entry["name"] == f"{name}_classifier":
-                images = _seconds(statistics, "queue")[1]
-        return {**counters, "queue": (queue, images)} if images else counters
-
-
-def _seconds(statistics: dict[str, Any], *names: str) -> tuple[float, float]:
-    return sum(statistics[name]["ns"] for name in names) / 1e9, float(statistics[names[0]]["count"])
+        sums: dict[str, float] = {}
+        for metric, labels, value in samples(endpoint.metrics_url):
+            if labels.get("model") == name:
+                sums[metric] = sums.get(metric, 0.0) + value
+        images, requests = sums["trident_images_total"], sums["nv_inference_request_success_total"]
+        return {
+            "decode": (sums["trident_decode_seconds_total"], images),
+            "inference": (sums["trident_inference_seconds_total"], images),
+            "queue": (sums["nv_inference_queue_duration_us_total"] / 1e6, requests),
+        }
 
 
 DIALECT: Final = TritonDialect()

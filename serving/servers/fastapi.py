@@ -11,7 +11,7 @@ from serving.clients.http_wire import API_KEY_HEADER
 from serving.fastapi_server.models.desired_state import SHARED_PREFIX, STATE_FOLDER, ready_workers
 from serving.scratch import make_scratch_folder, remove_scratch, scratch_folder
 from serving.server_api import call, fetch
-from serving.servers.model_config import settings_of_classifier
+from serving.servers.model_config import settings_of_configs
 from serving.servers.server import EffectiveSettings, KillTarget, Server, StartCommand
 
 _LOAD_TIMEOUT_S: Final = 180.0  # a load ends when every worker process has loaded the version
@@ -75,7 +75,7 @@ class FastapiServer(Server):
         manifest = self.deployment.bundles[-1].manifest
         path = f"/v2/models/{manifest.model}_classifier/versions/{manifest.version}/config"
         config = call("GET", f"{self.endpoint.url}{path}", headers=self._headers())
-        return settings_of_classifier(config, config, config)
+        return settings_of_configs(config, config)
 
     def cleanup(self) -> None:
         """Remove the scratch folder."""

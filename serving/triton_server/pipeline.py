@@ -1,0 +1,95 @@
+"""One batch: decode, classify, answer."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from pydantic_core import to_json
+
+from bundle.errors import DeadlineExceededError, TridentError
+from bundle.manifest import Manifest
+from bundle.postprocess import Probabilities, answer
+from bundle.preprocess import Pixels, preprocess
+from serving.triton_server.job import Job, Outcome
+
+Infer = Callable[[Pixels], Probabilities]
+
+
+class Pipeline:
+    """Jobs in, an outcome for each out. A job fails alone: with a damaged image, or if its time is up.
+
+    Args:
+        infer: uint8 `[N, 3, H, W]` -> float32 `[N, classes]`.
+    """
+
+    def __init__(self, manifest: Manifest, infer: Infer, *, max_image_pixels: int, timeout_s: float) -> None:
+        self._manifest = manifest
+        self._infer = infer
+        self._max_image_pixels = max_image_pixels
+        self._timeout_s = timeout_s
+        # What was done so far.
+        self.images = self.batches = 0
+        self.decode_s = self.inference_s = 0.0
+
+    def decode(self, data: bytes) -> Pixels:
+        """Encoded image -> uint8 `[3, H, W]`.
+
+        Raises:
+            ImageError: it cannot be decoded.
+        """
+        return preprocess(data, self._manifest.input, self._max_image_pixels)
+
+    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """The outcomes, in the order of the jobs. What `infer` raises is raised."""
+        started = time.perf_counter()
+        decoded = [self._decoded(job) for job in jobs]
+        pixels = [array for arrays in decoded if isinstance(arrays, list) for array in arrays]
+        if not pixels:
+            return [part for part in decoded if isinstance(part, TridentError)]
+        batched = time.perf_counter()
+        probabilities = self._infer(np.stack(pixels))
+        self.inference_s += time.perf_counter() - batched
+        self.decode_s += batched - started
+        self.images += len(pixels)
+        self.batches += 1
+        return self._outcomes(jobs, decoded, probabilities)
+
+    def _decoded(self, job: Job) -> list[Pixels] | TridentError:
+        try:
+            self._check_in_time(job)
+            if not job.decoding:
+                return [self.decode(data) for data in job.images]
+            return [
+                self.decode(data) if decoding.cancel() else decoding.result()
+                for data, decoding in zip(job.images, job.decoding, strict=True)
+            ]
+        except TridentError as error:
+            for decoding in job.decoding:
+                decoding.cancel()
+            return error
+
+    def _outcomes(
+        self, jobs: Sequence[Job], decoded: Sequence[list[Pixels] | TridentError], probabilities: Probabilities
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        start = 0
+        for job, part in zip(jobs, decoded, strict=True):
+            if isinstance(part, TridentError):
+                outcomes.append(part)
+                continue
+            rows = probabilities[start : start + len(part)]
+            start += len(part)
+            try:
+                self._check_in_time(job)
+                outcomes.append([self._answer(row, job.top_k) for row in rows])
+            except DeadlineExceededError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _answer(self, probabilities: Probabilities, top_k: int) -> bytes:
+        manifest = self._manifest
+        return to_json(answer(probabilities, manifest.model, manifest.version, manifest.labels, top_k))
+
+    def _check_in_time(self, job: Job) -> None:
+        if time.monotonic() - job.arrived > self._timeout_s:
+            raise DeadlineExceededError("the answer was not ready in time")
