@@ -208,7 +208,7 @@ class Counters:
         }
         self._metrics = {name: family.Metric(labels=labels) for name, family in families.items()}
         self._families = families  # their metrics end with them
-        self._sent = dict.fromkeys(self._values(), 0.0)
+        self._sent = self._values()  # not what was done to warm up
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="counters", daemon=True)
         self._thread.start()
