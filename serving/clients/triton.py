@@ -11,6 +11,7 @@ from serving.clients.grpc_wire import GrpcWire
 from serving.clients.http_wire import GarbledError, HttpRequest, Wire, image_headers, parse_prediction
 
 _HEADER_LENGTH: Final = "inference-header-content-length"
+_QUEUE_US: Final = "nv_inference_queue_duration_us"
 
 
 def triton_model(model: str, version: int | None) -> str:
@@ -61,6 +62,10 @@ class TritonDialect(Dialect):
 
         return TritonGrpcWire(triton_model(model, version))
 
+    def backend(self, settings: Mapping[str, object]) -> str:
+        """The Triton of the wheel has only the python backend."""
+        return "python backend" if settings.get("triton_home", "unknown") is None else ""
+
     def tensor_model(self, model: str, version: int, settings: Mapping[str, object]) -> TensorModel:
         """The version's classifier. Triton's libtorch backend prescribes other names for tensors."""
         indexed = settings.get("triton_home") is not None and settings.get("runtime") == "torchscript"
@@ -69,19 +74,19 @@ class TritonDialect(Dialect):
         return TensorModel(path, f"image{suffix}", f"probabilities{suffix}")
 
     def stage_counters(self, endpoint: Endpoint, model: str, version: int | None) -> StageCounters:
-        """From the metrics of the version's image model: its own, and of Triton the time in the queue."""
+        """From the metrics of the version's image model: its own, and Triton's of the queue before it."""
         from serving.clients.metrics import samples
 
-        name = triton_model(model, version)
+        name = f"{triton_model(model, version)}_image"
         sums: dict[str, float] = {}
         for metric, labels, value in samples(endpoint.metrics_url):
             if labels.get("model") == name:
                 sums[metric] = sums.get(metric, 0.0) + value
-        images, requests = sums["trident_images_total"], sums["nv_inference_request_success_total"]
+        images, queue_s = sums["trident_images_total"], sums[_QUEUE_US] / 1e6 + sums["trident_queue_seconds_total"]
         return {
             "decode": (sums["trident_decode_seconds_total"], images),
+            "queue": (queue_s, images),
             "inference": (sums["trident_inference_seconds_total"], images),
-            "queue": (sums["nv_inference_queue_duration_us_total"] / 1e6, requests),
         }
 
 

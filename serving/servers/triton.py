@@ -163,7 +163,7 @@ class TritonServer(Server):
             self._control.load(name)
 
     def make_default(self, bundle: Bundle) -> None:
-        """Load the public name with another version. Triton answers by the old one until the new one is ready."""
+        """Load the model's public name with another version. Triton answers by the old one until the new one is ready."""
         write_default(bundle, self.settings, self._repository)
         self._control.load(bundle.manifest.model)
 
@@ -218,7 +218,7 @@ class TritonServer(Server):
 
     def predictions_served(self, bundle: Bundle) -> float | None:
         """The images that it has classified."""
-        model = re.escape(triton_model(bundle.manifest.model, bundle.manifest.version))
+        model = re.escape(f"{triton_model(bundle.manifest.model, bundle.manifest.version)}_image")
         return metric_sum(self.endpoint.metrics_url, rf'trident_images_total\{{.*\bmodel="{model}".*\}}')
 
     def _images_lost(self) -> int:
@@ -243,8 +243,8 @@ class TritonServer(Server):
         key = self.settings.client_key
         headers = {} if key is None else {API_KEY_HEADER: key}
         name = triton_model(manifest.model, manifest.version)
-        models = (f"{name}_classifier" if native_backend(self.settings) else name, name)
-        urls = [f"{self.endpoint.url}/v2/models/{model}/config" for model in models]
+        parts = ("classifier" if native_backend(self.settings) else "image", "image")
+        urls = [f"{self.endpoint.url}/v2/models/{name}_{part}/config" for part in parts]
         return settings_of_configs(*(call("GET", url, headers=headers) for url in urls))
 
     def cleanup(self) -> None:

@@ -41,8 +41,9 @@ _WARM_UP_BATCHES: Final = 8
 _METRICS: Final = {
     "images": ("trident_images_total", "images that were classified", "COUNTER"),
     "batches": ("trident_batches_total", "batches that were classified", "COUNTER"),
-    "decode_s": ("trident_decode_seconds_total", "time for decoding and resizing", "COUNTER"),
-    "inference_s": ("trident_inference_seconds_total", "time of the model", "COUNTER"),
+    "queue_s": ("trident_queue_seconds_total", "time that images were held before their batch", "COUNTER"),
+    "decode_s": ("trident_decode_seconds_total", "time for decoding an image's batch, summed over images", "COUNTER"),
+    "inference_s": ("trident_inference_seconds_total", "the model's time for a batch, summed over images", "COUNTER"),
     "held": ("trident_held_images", "images that wait in the model", "GAUGE"),
 }
 
@@ -238,6 +239,7 @@ class Counters:
         return {
             "images": pipeline.images,
             "batches": pipeline.batches,
+            "queue_s": pipeline.queue_s,
             "decode_s": pipeline.decode_s,
             "inference_s": pipeline.inference_s,
         }

@@ -27,9 +27,9 @@ class Pipeline:
         self._infer = infer
         self._max_image_pixels = max_image_pixels
         self._timeout_s = timeout_s
-        # What was done so far.
+        # So far. Times are those of an image's whole batch, summed over the images.
         self.images = self.batches = 0
-        self.decode_s = self.inference_s = 0.0
+        self.queue_s = self.decode_s = self.inference_s = 0.0
 
     def decode(self, data: bytes) -> Pixels:
         """Encoded image -> uint8 `[3, H, W]`.
@@ -41,18 +41,23 @@ class Pipeline:
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """The outcomes, in the order of the jobs. What `infer` raises is raised."""
-        started = time.perf_counter()
+        started = time.monotonic()
         decoded = [self._decoded(job) for job in jobs]
         pixels = [array for arrays in decoded if isinstance(arrays, list) for array in arrays]
         if not pixels:
             return [part for part in decoded if isinstance(part, TridentError)]
-        batched = time.perf_counter()
+        batched = time.monotonic()
         probabilities = self._infer(np.stack(pixels))
-        self.inference_s += time.perf_counter() - batched
-        self.decode_s += batched - started
-        self.images += len(pixels)
-        self.batches += 1
+        self._count(jobs, len(pixels), started, batched)
         return self._outcomes(jobs, decoded, probabilities)
+
+    def _count(self, jobs: Sequence[Job], images: int, started: float, batched: float) -> None:
+        now = time.monotonic()
+        self.queue_s += sum(started - job.arrived for job in jobs)
+        self.decode_s += images * (batched - started)
+        self.inference_s += images * (now - batched)
+        self.images += images
+        self.batches += 1
 
     def _decoded(self, job: Job) -> list[Pixels] | TridentError:
         try:

@@ -1,7 +1,8 @@
 """A bundle -> Triton's model repository: the templates of model_repository/ rendered, the bundle copied.
 
-Every bundle version has models of its own: `digits_v3` takes images, `digits_v3_classifier` pixels. `digits` forwards to
-the default version. Loading or unloading one version never changes the models of another.
+Every bundle version has models of its own: `digits_v3_image` takes images, `digits_v3_classifier` pixels. The ensemble
+`digits_v3` is the public name of the former, and `digits` that of the default version's. Loading or unloading one version
+never changes the models of another.
 """
 
 import json
@@ -18,6 +19,7 @@ from serving.runtimes import artefact_for
 from serving.settings import RuntimeName, ServerSettings
 from serving.triton_server.parameters import BUNDLE_FOLDER, NATIVE, SETTINGS
 
+PARTS: Final = ("classifier", "image")
 TEMPLATES: Final = Path(__file__).resolve().parents[2] / "model_repository"
 _CONFIG: Final = "config.pbtxt"
 
@@ -47,14 +49,14 @@ def native_backend(settings: ServerSettings) -> NativeBackend | None:
     return backend if (settings.triton_home / "backends" / backend.folder).is_dir() else None
 
 
-def model_names(bundle: Bundle) -> tuple[str, str]:
-    """The Triton models of a bundle, in the order in which they are loaded; without the public name."""
+def model_names(bundle: Bundle) -> tuple[str, ...]:
+    """The Triton models of a bundle, in the order in which they are loaded; without the model's public name."""
     name = triton_model(bundle.manifest.model, bundle.manifest.version)
-    return f"{name}_classifier", name
+    return (*(f"{name}_{part}" for part in PARTS), name)
 
 
 def build_repository(bundle: Bundle, settings: ServerSettings, repository: Path, *, is_default: bool = True) -> None:
-    """Write the models of `bundle` into the folder `repository`; with `is_default`, also the public one.
+    """Write the models of `bundle` into the folder `repository`; with `is_default`, also the one without a version.
 
     Raises:
         BundleError: the bundle has no artefact for the settings' runtime and precision.
@@ -62,25 +64,22 @@ def build_repository(bundle: Bundle, settings: ServerSettings, repository: Path,
     artefact = artefact_for(bundle, settings.runtime, settings.precision)
     native = native_backend(settings)
     values = _template_values(bundle, settings)
-    for template, name in zip(("classifier", "image"), model_names(bundle), strict=True):
-        folder = repository / name / str(bundle.manifest.version)
-        folder.mkdir(parents=True, exist_ok=True)
-        _render(template, folder.parent, values)
-        if template == "classifier" and native is not None:
+    for part in PARTS:
+        folder = _render(part, repository / f"{values['name']}_{part}", values)
+        if part == "classifier" and native is not None:
             shutil.copyfile(bundle.file(artefact), folder / native.weights)
         else:
-            shutil.copyfile(TEMPLATES / template / "model.py", folder / "model.py")
+            shutil.copyfile(TEMPLATES / part / "model.py", folder / "model.py")
             shutil.copytree(bundle.path, folder / BUNDLE_FOLDER, dirs_exist_ok=True)
+    _render("ensemble", repository / str(values["name"]), values)
     if is_default:
         write_default(bundle, settings, repository)
 
 
 def write_default(bundle: Bundle, settings: ServerSettings, repository: Path) -> None:
     """Let the public name stand for this version. Triton follows at the next load."""
-    folder = repository / bundle.manifest.model
-    # Triton needs the version's folder, though it stays empty.
-    (folder / str(bundle.manifest.version)).mkdir(parents=True, exist_ok=True)
-    _render("default", folder, _template_values(bundle, settings))
+    model = bundle.manifest.model
+    _render("ensemble", repository / model, _template_values(bundle, settings) | {"ensemble": model})
 
 
 def remove_models(names: Iterable[str], repository: Path) -> None:
@@ -89,9 +88,13 @@ def remove_models(names: Iterable[str], repository: Path) -> None:
         shutil.rmtree(repository / name, ignore_errors=True)
 
 
-def _render(template: str, folder: Path, values: dict[str, object]) -> None:
+def _render(template: str, folder: Path, values: dict[str, object]) -> Path:
+    """Write a model's configuration. Returns the folder of its version, which Triton needs even if it is empty."""
+    versioned = folder / str(values["version"])
+    versioned.mkdir(parents=True, exist_ok=True)
     text = Template((TEMPLATES / template / _CONFIG).read_text()).substitute(values)
     atomic_write(folder / _CONFIG, text)
+    return versioned
 
 
 def _template_values(bundle: Bundle, settings: ServerSettings) -> dict[str, object]:
@@ -99,12 +102,13 @@ def _template_values(bundle: Bundle, settings: ServerSettings) -> dict[str, obje
     native = native_backend(settings)
     kind = "KIND_CPU" if settings.device == "cpu" else "KIND_GPU"
     delay_us = round(settings.queue_delay_ms * 1000)
-    classifier, name = model_names(bundle)
+    classifier, _, name = model_names(bundle)
     input_name, output_name = (native.input, native.output) if native else ("image", "probabilities")
     ours = {SETTINGS: _settings_json(settings)}
     called = {"model": classifier, "version": manifest.version, "input_name": input_name, "output_name": output_name}
     return {
         "name": name,
+        "ensemble": name,
         "model": manifest.model,
         "version": manifest.version,
         "height": manifest.input.height,

@@ -20,7 +20,7 @@ from serving.triton_server.repository import build_repository
 def test_tritons_microseconds_are_our_milliseconds(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
     wanted = settings.model_copy(update={"queue_delay_ms": 2.5, "queue_size": 7}).of("triton")
     build_repository(digits, wanted, tmp_path)
-    text = (tmp_path / "digits_v1/config.pbtxt").read_text()
+    text = (tmp_path / "digits_v1_image/config.pbtxt").read_text()
     assert "max_queue_delay_microseconds: 2500 " in text
     (ours,) = re.findall(r'"settings" value: \{ string_value: (".*") \} \}', text)
     image = {

@@ -25,8 +25,8 @@ def test_swapped_weights_are_found_and_replaced(
     """Triton's model gets another bundle; verify says which lanes and which image, and the supervisor starts Triton again
     with the right one.
     """
-    served = workplace / "artifacts/stack/triton/model_repository/digits_v1/1"
-    load = f"{endpoint_of(stack, 'triton').url}/v2/repository/models/digits_v1/load"
+    served = workplace / "artifacts/stack/triton/model_repository/digits_v1_image/1"
+    load = f"{endpoint_of(stack, 'triton').url}/v2/repository/models/digits_v1_image/load"
     before = now(workplace).servers["triton"]
     os.kill(stack.pid, signal.SIGSTOP)  # so that the supervisor does not come first
     try:
@@ -55,7 +55,7 @@ def test_a_dead_stub_of_triton_is_repaired_without_a_restart(
     stubs = [
         child
         for child in psutil.Process(before.pid).children(recursive=True)
-        if any("/digits_v1/" in word for word in child.cmdline())
+        if any("/digits_v1_image/" in word for word in child.cmdline())
     ]
     stubs[0].kill()
     state = until_ready(workplace, "triton", lambda state: state.repairs > before.repairs)

@@ -42,15 +42,18 @@ def config(repository: Path, model: str) -> str:
 def test_a_version_s_models_and_the_public_name(repository: Path, digits: Bundle) -> None:
     files = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
     bundle = {path.relative_to(digits.path).as_posix() for path in digits.path.rglob("*") if path.is_file()}
-    models = ("digits_v1", "digits_v1_classifier")
+    models = ("digits_v1_image", "digits_v1_classifier")
     assert files == {
         "digits/config.pbtxt",
+        "digits_v1/config.pbtxt",
         *(f"{model}/config.pbtxt" for model in models),
         *(f"{model}/1/model.py" for model in models),
         *(f"{model}/1/bundle/{file}" for model in models for file in bundle),
     }
-    assert (repository / "digits" / "1").is_dir()  # an ensemble needs an empty version folder
-    assert 'model_name: "digits_v1"' in config(repository, "digits")
+    for name in ("digits", "digits_v1"):
+        assert (repository / name / "1").is_dir()  # an ensemble needs an empty version folder
+        assert f'name: "{name}"' in config(repository, name)
+        assert 'model_name: "digits_v1_image"' in config(repository, name)
 
 
 def test_another_version_touches_nothing_but_the_public_name(
@@ -73,19 +76,19 @@ def test_nothing_is_left_to_fill_in(repository: Path) -> None:
 
 
 def test_delays_are_microseconds(repository: Path) -> None:
-    for model in ("digits_v1", "digits_v1_classifier"):
+    for model in ("digits_v1_image", "digits_v1_classifier"):
         assert "max_queue_delay_microseconds: 1500" in config(repository, model)
 
 
 def test_the_wheel_has_only_python_models(repository: Path) -> None:
-    for model in ("digits_v1", "digits_v1_classifier"):
+    for model in ("digits_v1_image", "digits_v1_classifier"):
         text = config(repository, model)
         assert 'backend: "python"' in text
         assert "kind: KIND_CPU count: 2" in text
         assert '\\"threads\\":3' in text
     assert "dims: [ 3, 32, 32 ]" in config(repository, "digits_v1_classifier")
     assert "dims: [ 10 ]" in config(repository, "digits_v1_classifier")
-    assert "native_classifier" not in config(repository, "digits_v1")
+    assert "native_classifier" not in config(repository, "digits_v1_image")
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def test_native_backends_classify_on_the_public_image(
 ) -> None:
     changes = {"runtime": runtime, "triton_home": image, "workers": 2, "threads": 3, "queue_delay_ms": 1.5}
     build_repository(digits, settings.model_copy(update=changes).of("triton"), tmp_path / "models")
-    classifier, model = (config(tmp_path / "models", name) for name in model_names(digits))
+    classifier, model, _ = (config(tmp_path / "models", name) for name in model_names(digits))
     assert f'platform: "{platform}"' in classifier
     assert f'name: "{names[0]}"' in classifier
     assert f'name: "{names[1]}"' in classifier
@@ -142,14 +145,14 @@ def test_a_triton_without_the_runtime_s_backend_gets_python_models(
     changes = {"runtime": "torchscript", "triton_home": image}
     build_repository(digits, settings.model_copy(update=changes).of("triton"), tmp_path / "models")
     assert 'backend: "python"' in config(tmp_path / "models", "digits_v1_classifier")
-    assert (tmp_path / "models/digits_v1/1/bundle/model.pt").is_file()
+    assert (tmp_path / "models/digits_v1_image/1/bundle/model.pt").is_file()
 
 
 def test_gpu_instances(settings: ServingSettings, digits: Bundle, tmp_path: Path, image: Path) -> None:
     changes = {"device": "cuda", "triton_home": image}
     build_repository(digits, settings.model_copy(update=changes).of("triton"), tmp_path / "models")
     assert "KIND_GPU" in config(tmp_path / "models", "digits_v1_classifier")
-    assert "KIND_GPU" not in config(tmp_path / "models", "digits_v1")
+    assert "KIND_GPU" not in config(tmp_path / "models", "digits_v1_image")
 
 
 def test_no_queue_policy_that_stalls(repository: Path) -> None:
@@ -240,28 +243,28 @@ def triton_with(
 
 
 HELD = """\
-trident_held_images{model="digits_v1",stub="4194305",version="1"} %d
-trident_held_images{model="digits_v2",stub="4194306",version="2"} 0
+trident_held_images{model="digits_v1_image",stub="4194305",version="1"} %d
+trident_held_images{model="digits_v2_image",stub="4194306",version="2"} 0
 """
 
 
 def test_a_model_with_a_dead_stub_is_loaded_again(
     settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path
 ) -> None:
-    control = FakeControl("digits_v1")
+    control = FakeControl("digits_v1_image")
     with metrics_server(HELD % 0) as port:
         ports = settings.ports.model_copy(update={"triton_metrics": port})
         server = triton_with(control, settings.model_copy(update={"ports": ports}), repository, tmp_path, digits)
-        assert str(server.probe()) == "dead stub of digits_v1"
-        assert server.repair() == "loaded digits_v1 again"
-    assert control.calls == ["load digits_v1"]
+        assert str(server.probe()) == "dead stub of digits_v1_image"
+        assert server.repair() == "loaded digits_v1_image again"
+    assert control.calls == ["load digits_v1_image"]
 
 
 def test_triton_is_ended_if_a_dead_stub_held_requests(
     settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path
 ) -> None:
     """They would never be answered, and Triton would wait for them."""
-    control = FakeControl("digits_v1")
+    control = FakeControl("digits_v1_image")
     with metrics_server(HELD % 3) as port, subprocess.Popen(["sleep", "60"]) as process:
         ports = settings.ports.model_copy(update={"triton_metrics": port})
         server = triton_with(control, settings.model_copy(update={"ports": ports}), repository, tmp_path, digits)
@@ -278,10 +281,10 @@ def test_triton_reports_what_it_answered(
     monkeypatch.delenv("no_proxy", raising=False)
     text = """\
 # TYPE trident_images_total counter
-trident_images_total{model="digits_v1",stub="7",version="1"} 1000
-trident_images_total{model="digits_v1",stub="8",version="1"} 2000
-trident_images_total{model="digits_v12",stub="9",version="12"} 7
-trident_batches_total{model="digits_v1",stub="7",version="1"} 400
+trident_images_total{model="digits_v1_image",stub="7",version="1"} 1000
+trident_images_total{model="digits_v1_image",stub="8",version="1"} 2000
+trident_images_total{model="digits_v12_image",stub="9",version="12"} 7
+trident_batches_total{model="digits_v1_image",stub="7",version="1"} 400
 """
 
     with metrics_server(text) as port:
@@ -296,7 +299,7 @@ def test_an_unloaded_version_is_gone(
 ) -> None:
     control = FakeControl(*model_names(digits))
     triton_with(control, settings, repository, tmp_path).unload(digits)
-    assert control.calls == ["unload digits_v1", "unload digits_v1_classifier"]
+    assert control.calls == [f"unload {name}" for name in ("digits_v1", "digits_v1_image", "digits_v1_classifier")]
     assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
 
 
@@ -306,7 +309,9 @@ def test_a_version_that_still_answers_is_not_loaded_again(
     control = FakeControl(*model_names(digits))
     monkeypatch.setattr(control, "unload", lambda _name: None)
     quick = settings.model_copy(update={"start_timeout_s": 0.05})
-    with pytest.raises(DeploymentError, match="Triton has not unloaded digits_v1, digits_v1_classifier"):
+    with pytest.raises(
+        DeploymentError, match="Triton has not unloaded digits_v1, digits_v1_classifier, digits_v1_image"
+    ):
         triton_with(control, quick, repository, tmp_path).unload(digits)
     assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
 

@@ -20,6 +20,7 @@ def test_how_many_stubs_a_triton_model_has(
     build_repository(digits, settings.model_copy(update=changes).of("triton"), tmp_path / "models")
     assert expected_stubs(tmp_path / "models") == {
         "digits": 0,
-        "digits_v1": 4 if native else 2,
+        "digits_v1": 0,
+        "digits_v1_image": 4 if native else 2,
         "digits_v1_classifier": 0 if native else 2,
     }

@@ -120,7 +120,9 @@ def test_several_images_in_one_request(triton: Endpoint, digits: Bundle) -> None
 def test_the_counters_of_the_model(triton: Endpoint, digits: Bundle) -> None:
     def counted() -> dict[str, float]:
         return {
-            name: value for name, labels, value in samples(triton.metrics_url) if labels.get("model") == "digits_v1"
+            name: value
+            for name, labels, value in samples(triton.metrics_url)
+            if labels.get("model") == "digits_v1_image"
         }
 
     before = counted()
