@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ _FINAL: Final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _BUSY: Final = (OverloadedError, DeadlineExceededError, UnavailableError)
 _FLUSH_S: Final = 0.25
 _WARM_UP_BATCHES: Final = 8
+_SHORT: Final = 256  # characters; longer parameters are not kept in a cache
 
 # name -> (metric's name, description, kind)
 _METRICS: Final = {
@@ -118,11 +119,12 @@ class ImageBackend:
                 raise BodyTooLargeError(
                     f"the image has {len(data)} bytes; at most {settings.max_body_bytes} are accepted"
                 )
-        sender = request.get_response_sender()
-        return Job(images, top_k_of(request.parameters()), partial(_sends, sender), sender.is_cancelled)
+        return Job(images, _top_k(request.parameters()), partial(_hold, request))
 
 
-def _sends(sender: Any) -> Any:
+def _hold(request: Any) -> Callable[[Outcome], None]:
+    """How to answer a request after its `execute` call."""
+    sender = request.get_response_sender()
     return lambda outcome: sender.send(response_of(outcome), flags=_FINAL)
 
 
@@ -135,8 +137,11 @@ def _find_pace(pipeline: Pipeline, admission: Admission, images: Sequence[bytes]
         admission.observe(len(jobs), time.perf_counter() - started)
 
 
-@lru_cache(maxsize=256)
-def top_k_of(parameters: str) -> int:
+def _top_k(parameters: str) -> int:
+    return _known_top_k(parameters) if len(parameters) <= _SHORT else _read_top_k(parameters)
+
+
+def _read_top_k(parameters: str) -> int:
     """The request parameter `top_k`, or the forwarded header, whose name keeps the client's upper and lower case.
 
     Args:
@@ -147,6 +152,9 @@ def top_k_of(parameters: str) -> int:
     """
     found = json.loads(parameters)
     return parse_top_k(next((value for name, value in found.items() if name.lower() in ("top_k", TOP_K_HEADER)), None))
+
+
+_known_top_k = lru_cache(maxsize=256)(_read_top_k)
 
 
 def response_of(outcome: Outcome) -> Any:

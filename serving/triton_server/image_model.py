@@ -4,10 +4,10 @@
                                   -> slow model: held, and answered in batches by the model's thread
 
 Requests that wait in Triton's queue cannot be counted or refused. A call of a slow model therefore returns at once, and
-all that waits is held here: what is too much is refused immediately. With a fast model nobody waits for long, and a
-batch that is answered within the call costs a fifth less (Triton takes responses that are sent later one by one). From
-time to time a fast model holds requests too, to count what waits: after a call that took long, and after `slots` images
-in full batches one after another, for less than that proves that the bound is kept.
+all that waits is held here: what is too much is refused immediately. With a fast model no request waits for long, and a
+batch that is answered within the call costs a fifth less, because Triton takes responses that are sent later one by one.
+A fast model holds requests too, for a moment, to count what waits: after a call that took long, and after `slots` images
+in full batches one after another (with fewer, the bound is certainly kept).
 
 Each instance has a queue of its own, and its share of `queue_size`.
 """
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from bundle.errors import OverloadedError, TridentError, UnavailableError
+from bundle.errors import OverloadedError, TridentError
 from serving.triton_server.admission import Admission
 from serving.triton_server.job import Job, Outcome
 from serving.triton_server.pipeline import Pipeline
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 _LONG_CALL_S: Final = 0.02
 _MAX_BACKOFF: Final = 4
-_CHECK_CANCELLED_AFTER_S: Final = 0.1  # asking Triton costs a tenth of a millisecond
-_CANCELLED: Final = UnavailableError("the client has cancelled the request")
 
 
 class ImageModel:
@@ -39,7 +37,7 @@ class ImageModel:
     Args:
         queue_size: for the message to clients.
         decoders: threads that decode held images ahead.
-        on_held: called by the model's thread with the number of images that are held, when it starts and when it is done.
+        on_held: called by the model's thread with the number of images that are held, before and after each batch.
     """
 
     def __init__(
@@ -139,8 +137,7 @@ class ImageModel:
         while self._wait_for_requests():
             self._report_held()
             while self._answer_held():
-                pass
-            self._report_held()
+                self._report_held()
 
     def _wait_for_requests(self) -> bool:
         """False: the model was closed, and nothing is held."""
@@ -181,22 +178,15 @@ class ImageModel:
 
     def _outcomes(self, jobs: Sequence[Job]) -> list[Outcome]:
         """As `Pipeline.run`, but nothing is raised."""
-        cancelled = {id(job) for job in jobs if _is_cancelled(job)}
-        wanted = [job for job in jobs if id(job) not in cancelled]
         try:
-            found = iter(self._pipeline.run(wanted))
+            return self._pipeline.run(jobs)
         except Exception as error:
-            log.exception("a batch of %d requests failed", len(wanted))
-            found = iter([TridentError(f"the model failed: {error}")] * len(wanted))
-        return [_CANCELLED if id(job) in cancelled else next(found) for job in jobs]
+            log.exception("a batch of %d requests failed", len(jobs))
+            return [TridentError(f"the model failed: {error}")] * len(jobs)
 
 
 def _images(jobs: Sequence[Job]) -> int:
     return sum(len(job.images) for job in jobs)
-
-
-def _is_cancelled(job: Job) -> bool:
-    return time.monotonic() - job.arrived > _CHECK_CANCELLED_AFTER_S and job.is_cancelled()
 
 
 def _reply(job: Job, outcome: Outcome) -> None:

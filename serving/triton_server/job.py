@@ -16,22 +16,14 @@ class Job:
 
     Args:
         hold: called if the request is answered after its `execute` call. Returns how to answer it.
-        is_cancelled: whether the client has cancelled a held request.
     """
 
-    __slots__ = ("arrived", "decoding", "hold", "images", "is_cancelled", "reply", "top_k")
+    __slots__ = ("arrived", "decoding", "hold", "images", "reply", "top_k")
 
-    def __init__(
-        self,
-        images: Sequence[bytes],
-        top_k: int,
-        hold: Callable[[], Callable[[Outcome], None]],
-        is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, images: Sequence[bytes], top_k: int, hold: Callable[[], Callable[[Outcome], None]]) -> None:
         self.images = images
         self.top_k = top_k
         self.hold = hold
-        self.is_cancelled = is_cancelled
         self.reply: Callable[[Outcome], None] | None = None
         self.decoding: list[Future[Pixels]] = []  # ahead of the batch
         self.arrived = time.monotonic()

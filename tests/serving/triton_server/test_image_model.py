@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import pytest
 
-from bundle.errors import DeadlineExceededError, ImageError, OverloadedError, TridentError, UnavailableError
+from bundle.errors import DeadlineExceededError, ImageError, OverloadedError, TridentError
 from bundle.postprocess import Probabilities
 from bundle.preprocess import Pixels
 from bundle.store import Bundle
@@ -31,11 +31,11 @@ class Later:
     def __init__(self) -> None:
         self.outcomes: list[tuple[bytes, Outcome]] = []
 
-    def job(self, image: bytes, images: int = 1, *, cancelled: bool = False) -> Job:
+    def job(self, image: bytes, images: int = 1) -> Job:
         def keep(outcome: Outcome) -> None:
             self.outcomes.append((image, outcome))
 
-        return Job([image] * images, 1, lambda: keep, lambda: cancelled)
+        return Job([image] * images, 1, lambda: keep)
 
 
 class Model:
@@ -203,16 +203,6 @@ def test_a_late_request_is_not_computed(serving: Serving, slow: Model, later: La
         (late,) = model.execute([job])  # computed, but too late for its client
         assert isinstance(late, DeadlineExceededError)
         assert slow.batches == [1]
-
-
-def test_a_cancelled_request_is_left_out(serving: Serving, slow: Model, later: Later, image: bytes) -> None:
-    with serving(slow.infer, pace_s=SLOW_S) as model:
-        gone = later.job(image, cancelled=True)
-        gone.arrived -= 1
-        assert model.execute([gone, later.job(image)]) == [None, None]
-        wait_until(lambda: len(later.outcomes) == 2, 10)
-    assert sum(isinstance(outcome, UnavailableError) for _, outcome in later.outcomes) == 1
-    assert slow.batches == [1]
 
 
 def test_a_model_that_fails_fails_its_batch_only(
