@@ -1,19 +1,13 @@
-# Triton with Trident's python models. On the public image the classifier runs on Triton's own onnxruntime backend.
+# Triton with Trident's python models. On the public image Triton's own onnxruntime backend classifies.
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:25.06-py3
 
 # --- what its python models need, before any source: a layer that changes only with these lists
-# A Triton without the onnxruntime backend gets the python-based one of the same name, and onnxruntime for it.
+# Without the onnxruntime backend they classify by themselves, and need onnxruntime.
 FROM ${TRITON_IMAGE} AS requirements
 WORKDIR /build
 COPY pyproject.toml docker/requirements.py ./
-COPY serving/triton_server/onnxruntime_backend.py ./
-RUN mkdir backends \
- && if [ -e /opt/tritonserver/backends/onnxruntime ]; then \
-      python3 requirements.py > requirements.txt; \
-    else \
-      python3 requirements.py cpu > requirements.txt \
-   && mkdir backends/onnxruntime && cp onnxruntime_backend.py backends/onnxruntime/model.py; \
-    fi
+RUN if [ -e /opt/tritonserver/backends/onnxruntime ]; then extras=; else extras=cpu; fi \
+ && python3 requirements.py $extras > requirements.txt
 
 FROM ${TRITON_IMAGE} AS dependencies
 ARG PIP_INDEX_URL
@@ -37,7 +31,6 @@ RUN echo 'import sys; sys.path[:0] = ["/app", "/opt/trident/packages"]' \
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin trident \
  && install -d -o trident -g trident /deployment
 COPY --from=dependencies /opt/trident/packages /opt/trident/packages
-COPY --from=requirements /build/backends /opt/tritonserver/backends
 WORKDIR /app
 COPY bundle bundle
 COPY serving serving

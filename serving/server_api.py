@@ -39,6 +39,16 @@ def metric_sum(url: str, pattern: str) -> float | None:
     return sum(map(float, found)) if status == 200 else None
 
 
+def metric_samples(url: str, pattern: str) -> list[tuple[str, float]]:
+    """The samples of a metric whose name and labels match: what the pattern's group matches, and the value.
+
+    Raises:
+        OSError: the server cannot be asked.
+    """
+    _, text = fetch(url, timeout_s=2.0)
+    return [(group, float(value)) for group, value in re.findall(rf"^{pattern} (\S+)$", text.decode(), re.MULTILINE)]
+
+
 def call(
     method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0
 ) -> Any:

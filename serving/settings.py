@@ -90,11 +90,6 @@ class ServingSettings(BaseSettings, Tuning):
         description="serve without keys on an address that other machines can reach, for example behind a proxy",
     )
 
-    triton_classifier: Literal["native", "python"] = Field(
-        default="native",
-        description="native: Triton's onnxruntime or pytorch backend (or a stand-in for it); python: Trident's runtimes on "
-        "the python backend",
-    )
     triton_python: Path = Field(
         default=REPOSITORY / ".venv-triton/bin/python",
         description="the Python of Triton's environment, which has an older numpy",
@@ -102,7 +97,8 @@ class ServingSettings(BaseSettings, Tuning):
 
     triton_home: Path | None = Field(
         default=None,
-        description="a Triton laid out as in the public image (/opt/tritonserver); empty: the one of triton_python",
+        description="a Triton laid out as in the public image (/opt/tritonserver), whose native backends classify; empty: "
+        "the one of triton_python, which has only the python backend",
     )
 
     host: str = Field(

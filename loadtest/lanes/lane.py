@@ -26,6 +26,7 @@ class Lane(BaseModel):
         name: its name in tables.
         url: base URL, without the dialect's own path.
         path: the whole path of an `image` or `json` lane; the model's path of a `tensor` lane.
+        backend: how the server runs the model, where the name must say so.
         input_name: the input tensor of a `tensor` lane; the field of a `json` lane.
         grpc: `host:port` of a gRPC lane.
         tolerance: largest |difference| to the golden probabilities with which an answer is accepted.
@@ -45,6 +46,7 @@ class Lane(BaseModel):
     input_name: str = "image"
     output_name: str = "probabilities"
     runtime: str = "unknown"
+    backend: str = ""
     precision: str = "unknown"
     protocol: Protocol = "http"
     grpc: str | None = None

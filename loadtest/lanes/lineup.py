@@ -1,6 +1,7 @@
 """From running servers to lanes: server x runtime x precision x protocol x input."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
@@ -64,6 +65,7 @@ class ServerUnderTest:
         runtime, precision = (self.serving.get(key, "unknown") for key in ("runtime", "precision"))
         more: dict[str, Any] = {
             "runtime": runtime,
+            "backend": dialect_of(self.endpoint.server).backend(self.serving),
             "precision": precision,
             "tolerance": answer_tolerance(bundle.manifest, runtime, precision),
             "pids": self.pids,
@@ -124,21 +126,26 @@ def lineup_of(
 
 
 def select_lanes(lineup: Lineup, names: Sequence[str]) -> Lineup:
-    """A lineup of the lanes with these names.
+    """A lineup of the lanes with these names. The backend, in brackets, may be left out.
 
     Raises:
         TargetError: there is no lane with one of the names.
     """
-    known = [lane.name for lane in lineup.lanes]
-    unknown = [name for name in names if name not in known]
+    known = {_without_backend(lane.name): lane.name for lane in lineup.lanes}
+    unknown = [name for name in names if _without_backend(name) not in known]
     if unknown:
         raise TargetError(f"--lanes: no lane {', '.join(unknown)}; known lanes: {', '.join(known)}")
+    names = [known[_without_backend(name)] for name in names]
     return replace(
         lineup,
         lanes=tuple(lane for lane in lineup.lanes if lane.name in names),
         serving={name: serving for name, serving in lineup.serving.items() if name in names},
         ceilings={name: spec for name, spec in lineup.ceilings.items() if name in names},
     )
+
+
+def _without_backend(name: str) -> str:
+    return re.sub(r" \(.*?\)", "", name)
 
 
 def parse_inputs(text: str) -> list[Input]:
@@ -154,8 +161,8 @@ def parse_inputs(text: str) -> list[Input]:
 
 
 def named(lanes: Sequence[Lane]) -> list[Lane]:
-    """Name the lanes by what differs between them: `triton`, `triton torchscript`, `triton grpc`. Third parties' lanes keep
-    their names.
+    """Name the lanes by what differs between them: `triton`, `triton torchscript`, `triton grpc`, and by the backend where
+    that must be known: `triton (python backend)`. Third parties' lanes keep their names.
 
     Raises:
         TargetError: two lanes have the same name.
@@ -168,7 +175,7 @@ def named(lanes: Sequence[Lane]) -> list[Lane]:
         if lane.server not in SERVERS:
             result.append(lane)
             continue
-        words: list[str] = [lane.server]
+        words: list[str] = [lane.server, *([f"({lane.backend})"] if lane.backend else [])]
         words += [lane.runtime] if len(runtimes) > 1 else []
         words += [lane.precision] if len(precisions) > 1 else []
         words += ["grpc"] if lane.protocol == "grpc" else []

@@ -1,18 +1,15 @@
-"""Pixels in, probabilities out, by the runtimes that all servers share; for `triton_classifier = "python"`.
+"""Pixels in, probabilities out, by the runtimes that all servers share; where Triton has no native backend for them.
 
 One instance is one process with its own copy of the model. The whole bundle is beside this file.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from bundle.store import read_bundle
 from serving.runtimes import ready_runtime
-from serving.settings import ServingSettings
-from serving.triton_server.parameters import config_parameters
+from serving.triton_server.parameters import bundle_of, config_of, config_parameters, settings_of
 
 
 class TritonPythonModel:
@@ -20,9 +17,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model, warm it up, and reproduce its golden answers."""
-        folder = Path(args["model_repository"]) / args["model_version"]
-        settings = ServingSettings.model_validate_json(config_parameters(args["model_config"])["settings"])
-        self.runtime = ready_runtime(read_bundle(folder / "bundle"), settings.of("triton"))
+        self.runtime = ready_runtime(bundle_of(args), settings_of(config_parameters(config_of(args))))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the requests as one batch, and split the probabilities."""

@@ -52,6 +52,14 @@ class Dialect(ABC):
         """What to try first, in Rich's markup; None: nothing that fits in a line."""
         return None
 
+    def backend(self, settings: Mapping[str, object]) -> str:
+        """What a report must say about how the server runs the model; empty: nothing.
+
+        Args:
+            settings: as for `tensor_model`.
+        """
+        return ""
+
     def tensor_model(self, model: str, version: int, settings: Mapping[str, object]) -> TensorModel | None:
         """Where pixels can be sent instead of an encoded image; None: nowhere.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from bundle.schemas import Prediction
 from serving.clients.dialect import Dialect, StageCounters, TensorModel
@@ -11,6 +11,7 @@ from serving.clients.grpc_wire import GrpcWire
 from serving.clients.http_wire import GarbledError, HttpRequest, Wire, image_headers, parse_prediction
 
 _HEADER_LENGTH: Final = "inference-header-content-length"
+_QUEUE_US: Final = "nv_inference_queue_duration_us"
 
 
 def triton_model(model: str, version: int | None) -> str:
@@ -20,8 +21,8 @@ def triton_model(model: str, version: int | None) -> str:
 
 @dataclass(frozen=True)
 class TritonWire:
-    """`POST /v2/models/<ensemble>/infer`: a raw binary request for the one BYTES input. The ensemble `<model>` is the
-    default version, `<model>_v<version>` a certain one.
+    """`POST /v2/models/<name>/infer`: a raw binary request for the one BYTES input. `<model>` is the default version,
+    `<model>_v<version>` a certain one.
 
     https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
     """
@@ -61,35 +62,32 @@ class TritonDialect(Dialect):
 
         return TritonGrpcWire(triton_model(model, version))
 
+    def backend(self, settings: Mapping[str, object]) -> str:
+        """The Triton of the wheel has only the python backend."""
+        return "python backend" if settings.get("triton_home", "unknown") is None else ""
+
     def tensor_model(self, model: str, version: int, settings: Mapping[str, object]) -> TensorModel:
-        """The ensemble's classifier. Triton's libtorch backend prescribes other names for tensors."""
-        indexed = settings.get("triton_classifier") == "native" and settings.get("runtime") == "torchscript"
+        """The version's classifier. Triton's libtorch backend prescribes other names for tensors."""
+        indexed = settings.get("triton_home") is not None and settings.get("runtime") == "torchscript"
         suffix = "__0" if indexed else ""
         path = f"/v2/models/{triton_model(model, version)}_classifier/versions/{version}"
         return TensorModel(path, f"image{suffix}", f"probabilities{suffix}")
 
     def stage_counters(self, endpoint: Endpoint, model: str, version: int | None) -> StageCounters:
-        """From the statistics extension. The queue is that of all steps together."""
-        from serving.clients.metrics import get
+        """From the metrics of the version's image model: its own, and Triton's of the queue before it."""
+        from serving.clients.metrics import samples
 
-        name = triton_model(model, version)
-        stages = {f"{name}_preprocess": "decode", f"{name}_classifier": "inference"}
-        counters: dict[str, tuple[float, float]] = {}
-        queue, images = 0.0, 0.0
-        for entry in get(f"{endpoint.url}/v2/models/stats").json()["model_stats"]:
-            statistics: dict[str, Any] = entry["inference_stats"]
-            if entry["name"] in stages:
-                stage = stages[entry["name"]]
-                counters[stage] = _seconds(statistics, "compute_infer", "compute_input", "compute_output")
-            if entry["name"].startswith(f"{name}_"):
-                queue += _seconds(statistics, "queue")[0]
-            if entry["name"] == f"{name}_classifier":
-                images = _seconds(statistics, "queue")[1]
-        return {**counters, "queue": (queue, images)} if images else counters
-
-
-def _seconds(statistics: dict[str, Any], *names: str) -> tuple[float, float]:
-    return sum(statistics[name]["ns"] for name in names) / 1e9, float(statistics[names[0]]["count"])
+        name = f"{triton_model(model, version)}_image"
+        sums: dict[str, float] = {}
+        for metric, labels, value in samples(endpoint.metrics_url):
+            if labels.get("model") == name:
+                sums[metric] = sums.get(metric, 0.0) + value
+        images, queue_s = sums["trident_images_total"], sums[_QUEUE_US] / 1e6 + sums["trident_queue_seconds_total"]
+        return {
+            "decode": (sums["trident_decode_seconds_total"], images),
+            "queue": (queue_s, images),
+            "inference": (sums["trident_inference_seconds_total"], images),
+        }
 
 
 DIALECT: Final = TritonDialect()

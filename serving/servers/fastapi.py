@@ -12,7 +12,7 @@ from serving.clients.http_wire import API_KEY_HEADER
 from serving.fastapi_server.models.desired_state import SHARED_PREFIX, STATE_FOLDER, ready_workers
 from serving.scratch import make_scratch_folder, remove_scratch, scratch_folder
 from serving.server_api import call, fetch
-from serving.servers.model_config import settings_of_classifier
+from serving.servers.model_config import settings_of_configs
 from serving.servers.server import EffectiveSettings, KillTarget, Server, StartCommand
 
 _LOAD_TIMEOUT_S: Final = 180.0  # a load ends when every worker process has loaded the version
@@ -74,7 +74,7 @@ class FastapiServer(Server):
     def effective_settings(self) -> EffectiveSettings:
         """By its model configuration, which has Triton's form."""
         config = self._model_config()
-        return settings_of_classifier(config, config, config)
+        return settings_of_configs(config, config)
 
     def observations(self) -> Mapping[str, str]:
         """The thread in which one of the workers runs its batches."""

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,18 +23,17 @@ from serving.clients.endpoint import Endpoint, ServerName
 from serving.clients.http_wire import API_KEY_HEADER
 from serving.clients.triton import triton_model
 from serving.deployment import Deployment
-from serving.scratch import SHARED_MEMORY, remove_scratch, scratch_name
-from serving.server_api import call, fetch, metric_sum
-from serving.servers.model_config import settings_of_classifier
+from serving.scratch import remove_scratch, scratch_name
+from serving.server_api import call, fetch, metric_samples, metric_sum
+from serving.servers.model_config import settings_of_configs
 from serving.servers.server import EffectiveSettings, KillTarget, Server, StartCommand
 from serving.settings import ServingSettings
-from serving.triton_server.admission import count_waiting, free_all
 from serving.triton_server.control import ADMIN_HEADER, TritonControl
 from serving.triton_server.environment import TritonEnvironment, find_triton, prepare_backends
 from serving.triton_server.repository import (
-    admission_file,
     build_repository,
     model_names,
+    native_backend,
     remove_models,
     write_default,
 )
@@ -42,7 +42,7 @@ from serving.triton_server.stubs import expected_stubs, living_stubs
 _FOR_CLIENTS: Final = ("inference", "metadata", "model-config", "statistics")
 _FOR_SUPERVISOR: Final = ("model-repository", "shared-memory", "trace", "logging")  # a load call may carry code
 _POLL_S: Final = 0.05
-_SWITCHED_S: Final = 0.3  # a request that arrived before the switch has passed admission by then
+_SWITCHED_S: Final = 0.3  # a request that arrived before the switch has reached the version's model by then
 
 
 class TritonServer(Server):
@@ -50,7 +50,7 @@ class TritonServer(Server):
 
     name: ClassVar[ServerName] = "triton"
     kill_targets: ClassVar[tuple[KillTarget, ...]] = (
-        KillTarget("a stub (preprocess)", "_preprocess/"),
+        KillTarget("a stub", "triton_python_backend_stub"),
         KillTarget("tritonserver"),
     )
     repair_description: ClassVar[str] = "Trident: model loaded again"
@@ -60,7 +60,6 @@ class TritonServer(Server):
         self._environment: TritonEnvironment | None = None
         self._token = secrets.token_urlsafe()
         self._repository = self.folder / "model_repository"
-        self._shared_prefix = f"{SHARED_MEMORY / scratch_name(self.folder)}_"
         address = f"{self.settings.host}:{self.settings.ports.triton_grpc}"
         self._control = TritonControl(address, self.settings.start_timeout_s, self._token)
 
@@ -92,13 +91,8 @@ class TritonServer(Server):
         shutil.rmtree(self.folder, ignore_errors=True)
         self._repository.mkdir(parents=True)
         for bundle in self.deployment:
-            build_repository(
-                bundle,
-                self.settings,
-                self._repository,
-                is_default=self.deployment.is_default(bundle),
-                shared_prefix=self._shared_prefix,
-            )
+            is_default = self.deployment.is_default(bundle)
+            build_repository(bundle, self.settings, self._repository, is_default=is_default)
         if self.settings.triton_home is None:  # the image brings its own
             self._environment = prepare_backends(self.settings, self.folder / "backends")
 
@@ -120,7 +114,7 @@ class TritonServer(Server):
             *(f"--grpc-address={host}", f"--grpc-port={ports.triton_grpc}"),
             *(f"--metrics-address={host}", f"--metrics-port={ports.triton_metrics}"),
             *("--allow-gpu-metrics=false", "--metrics-config=summary_latencies=true"),
-            "--pinned-memory-pool-byte-size=0",
+            *("--pinned-memory-pool-byte-size=0", "--disable-auto-complete-config"),
             f"--backend-config=python,shm-region-prefix-name={scratch_name(self.folder)}_",
             *self._restrictions(),
         )
@@ -133,12 +127,7 @@ class TritonServer(Server):
                 f"device = {settings.device}: the Triton of the wheel runs on the CPU only; a GPU needs its image "
                 "(compose.gpu.yaml), or start the other servers only"
             )
-        if settings.runtime == "openvino" and settings.triton_classifier == "native":
-            raise DeploymentError(
-                "runtime = openvino: on Triton it needs triton_classifier = python; Trident does not configure Triton's own "
-                "OpenVINO backend"
-            )
-        if settings.device == "tensorrt" and settings.triton_classifier == "native":
+        if settings.device == "tensorrt" and native_backend(settings) is not None:
             raise DeploymentError(
                 "device = tensorrt: Trident does not configure TensorRT in Triton's own backends; use device = cuda, or "
                 "start the other servers only"
@@ -168,25 +157,24 @@ class TritonServer(Server):
     # --- versions
 
     def load(self, bundle: Bundle) -> None:
-        """Write its models into the repository, and load them, parts first."""
-        prefix = self._shared_prefix
-        build_repository(bundle, self.settings, self._repository, is_default=False, shared_prefix=prefix)
+        """Write its models into the repository, and load them."""
+        build_repository(bundle, self.settings, self._repository, is_default=False)
         for name in model_names(bundle):
             self._control.load(name)
 
     def make_default(self, bundle: Bundle) -> None:
-        """Load the public ensemble with other steps. Triton answers by the old one until the new one is ready."""
-        write_default(bundle, self.settings, self._repository, shared_prefix=self._shared_prefix)
+        """Load the model's public name with another version. Triton answers by the old one until the new one is ready."""
+        write_default(bundle, self.settings, self._repository)
         self._control.load(bundle.manifest.model)
 
     def unload(self, bundle: Bundle) -> None:
-        """Wait until every admitted image is answered, then unload its models.
+        """Unload its models. Triton waits until they have answered every request.
 
         Whatever happens, they are removed from the repository: a restart loads all that is there.
         """
         names = model_names(bundle)
         try:
-            self._wait_until_answered(bundle)
+            time.sleep(_SWITCHED_S)
             for name in reversed(names):
                 self._control.unload(name)
             deadline = time.monotonic() + self.settings.start_timeout_s
@@ -197,16 +185,6 @@ class TritonServer(Server):
         finally:
             remove_models(names, self._repository)
             shutil.rmtree(self._repository / bundle.manifest.model / str(bundle.manifest.version), ignore_errors=True)
-        admission_file(bundle, self._shared_prefix).unlink(missing_ok=True)
-
-    def _wait_until_answered(self, bundle: Bundle) -> None:
-        table, timeout_s = admission_file(bundle, self._shared_prefix), self.settings.request_timeout_s
-        time.sleep(_SWITCHED_S)
-        deadline = time.monotonic() + 3 * timeout_s  # admitted images are answered by then, or lost
-        while waiting := count_waiting(table, timeout_s):
-            if time.monotonic() > deadline:
-                raise DeploymentError(f"{waiting} images still wait for {bundle.name} after {3 * timeout_s:.0f} s")
-            time.sleep(_POLL_S)
 
     def _loaded(self, names: Iterable[str]) -> set[str]:
         return {name for name, state in self._control.states().items() if name in names and state != "UNAVAILABLE"}
@@ -219,45 +197,55 @@ class TritonServer(Server):
         return Fault("server", f"dead stub of {', '.join(sorted(short))}") if short else None
 
     def repair(self) -> str | None:
-        """Load those models again, while the others go on answering.
+        """Load those models again, while the others continue to answer. Triton loads a model again only if one of its files
+        is younger.
 
-        Triton loads a model again only if one of its files is younger. The slots of images that were lost with a stub are
-        free at once, and so are those of images that still wait; they are answered all the same.
+        Requests that a dead stub held are never answered, and Triton would wait for them when it stops. If there are any,
+        kill Triton: their connections end, and the supervisor starts it again.
         """
         short = self._short_of_stubs()
+        if not short:
+            return None
+        if lost := self._images_lost():
+            assert self.pid is not None, "repair needs a started server"
+            os.kill(self.pid, signal.SIGKILL)
+            return f"ended Triton, for a dead stub held {lost} images"
         for name in sorted(short):
             for file in (self._repository / name).rglob("*"):
                 os.utime(file)
             self._control.load(name)
-        for bundle in self.deployment:
-            if not short.isdisjoint(model_names(bundle)):
-                free_all(admission_file(bundle, self._shared_prefix))
-        return f"loaded {', '.join(sorted(short))} again" if short else None
+        return f"loaded {', '.join(sorted(short))} again"
 
     def predictions_served(self, bundle: Bundle) -> float | None:
-        """The images that its classifier has computed."""
-        model = re.escape(f"{triton_model(bundle.manifest.model, bundle.manifest.version)}_classifier")
-        return metric_sum(self.endpoint.metrics_url, rf'nv_inference_count\{{.*\bmodel="{model}".*\}}')
+        """The images that it has classified."""
+        model = re.escape(f"{triton_model(bundle.manifest.model, bundle.manifest.version)}_image")
+        return metric_sum(self.endpoint.metrics_url, rf'trident_images_total\{{.*\bmodel="{model}".*\}}')
+
+    def _images_lost(self) -> int:
+        """The images that were held by stubs which no longer live."""
+        assert self.pid is not None, "probe and repair need a started server"
+        alive = {str(pid) for pids in living_stubs(self.pid, self._repository).values() for pid in pids}
+        held = metric_samples(self.endpoint.metrics_url, r'trident_held_images\{.*\bstub="(\d+)".*\}')
+        return sum(int(images) for stub, images in held if stub not in alive)
 
     def _short_of_stubs(self) -> set[str]:
         assert self.pid is not None, "probe and repair need a started server"
         alive = living_stubs(self.pid, self._repository)
-        expected = expected_stubs(self._repository, native=self.settings.triton_home is not None)
-        short = {name for name, count in expected.items() if alive.get(name, 0) < count}
+        expected = expected_stubs(self._repository)
+        short = {name for name, count in expected.items() if len(alive.get(name, ())) < count}
         return {name for name in short if self._control.states().get(name) == "READY"} if short else set()
 
     # --- what it runs with
 
     def effective_settings(self) -> EffectiveSettings:
-        """By the configurations of the classifier, preprocess and admission steps."""
+        """By the configuration of the image model; where the classifier is native, by that of the classifier too."""
         manifest = self.deployment.bundles[-1].manifest
         key = self.settings.client_key
         headers = {} if key is None else {API_KEY_HEADER: key}
         name = triton_model(manifest.model, manifest.version)
-        urls = [
-            f"{self.endpoint.url}/v2/models/{name}_{part}/config" for part in ("classifier", "preprocess", "admission")
-        ]
-        return settings_of_classifier(*(call("GET", url, headers=headers) for url in urls))
+        parts = ("classifier" if native_backend(self.settings) else "image", "image")
+        urls = [f"{self.endpoint.url}/v2/models/{name}_{part}/config" for part in parts]
+        return settings_of_configs(*(call("GET", url, headers=headers) for url in urls))
 
     def cleanup(self) -> None:
         """Remove shared memory."""

@@ -95,7 +95,7 @@ def find_triton(python: Path) -> TritonEnvironment:
 
 
 def _copy_backends(triton: TritonEnvironment, backends: Path) -> None:
-    """Copy `backends/python` from the wheel, and our stand-ins for the native backends that it lacks."""
+    """Copy `backends/python` from the wheel. It has no other backend."""
     wheel = triton.server
     stub = wheel / "python_backend_stubs" / triton.python / "triton_python_backend_stub"
     if not stub.is_file():
@@ -107,9 +107,6 @@ def _copy_backends(triton: TritonEnvironment, backends: Path) -> None:
         stub,
     ):
         shutil.copy2(file, backends / "python" / file.name)
-    for name in ("onnxruntime", "pytorch"):
-        (backends / name).mkdir()
-        shutil.copyfile(Path(__file__).with_name(f"{name}_backend.py"), backends / name / "model.py")
 
 
 def _check_stub(triton: TritonEnvironment, backends: Path) -> None:

@@ -1,38 +1,35 @@
-"""What the python models read from config.pbtxt, and their error responses."""
+"""What the python models read from config.pbtxt."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
+from bundle.store import Bundle, read_bundle
+from serving.settings import ServerSettings, ServingSettings
 
-from bundle.errors import DeadlineExceededError, OverloadedError, TridentError
-from serving.triton_server.admission import Admission, Ticket
-
-
-def config_parameters(model_config: str) -> dict[str, str]:
-    """The `parameters` of a model configuration, which Triton passes to python models as JSON."""
-    parameters = json.loads(model_config).get("parameters", {})
-    return {key: value["string_value"] for key, value in parameters.items()}
+# The settings that a model needs or reports, as JSON.
+SETTINGS: Final = "settings"
+# What the image model calls Triton's native classifier, as JSON; no such parameter: it classifies itself.
+NATIVE: Final = "native_classifier"
+BUNDLE_FOLDER: Final = "bundle"
 
 
-def open_admission(parameters: dict[str, str]) -> Admission:
-    """The admission table that the steps share."""
-    return Admission(
-        Path(parameters["admission_file"]), int(parameters["slots"]), float(parameters["request_timeout_s"])
-    )
+def config_parameters(config: dict[str, Any]) -> dict[str, str]:
+    """The `parameters` of a model configuration as JSON."""
+    return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
 
 
-def tickets_in(rows: npt.NDArray[np.int64]) -> list[Ticket]:
-    """The tickets in an int64 tensor `[N, 2]`."""
-    return [(slot, taken) for slot, taken in rows.tolist()]
+def settings_of(parameters: dict[str, str]) -> ServerSettings:
+    """The settings with which `repository` rendered the configuration."""
+    return ServingSettings.model_validate_json(parameters[SETTINGS]).of("triton")
 
 
-def refusal(error: TridentError) -> Any:
-    """An error response: UNAVAILABLE if the server is overloaded, INVALID_ARG if the request is wrong."""
-    import triton_python_backend_utils as pb_utils  # only Triton's python backend has it
+def bundle_of(args: dict[str, str]) -> Bundle:
+    """The bundle that `repository` has put beside the model's code. `args` are those of `initialize`."""
+    return read_bundle(Path(args["model_repository"]) / args["model_version"] / BUNDLE_FOLDER)
 
-    busy = isinstance(error, OverloadedError | DeadlineExceededError)
-    code = pb_utils.TritonError.UNAVAILABLE if busy else pb_utils.TritonError.INVALID_ARG
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{error.kind}: {error.message}", code))
+
+def config_of(args: dict[str, str]) -> dict[str, Any]:
+    """The model's configuration, which Triton passes to `initialize`."""
+    config: dict[str, Any] = json.loads(args["model_config"])
+    return config

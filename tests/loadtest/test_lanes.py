@@ -35,27 +35,35 @@ def test_lanes_are_named_by_what_differs(digits: Bundle) -> None:
     serving = {"runtime": "onnxruntime", "precision": "fp32", "device": "cpu", "cores": [0], "workers": 2, "threads": 1}
     one = [
         ServerUnderTest(fastapi, {**serving, "max_batch_size": 8}, (11,)),
-        ServerUnderTest(triton, {**serving, "max_batch_size": 4}, (12,)),
+        ServerUnderTest(triton, {**serving, "max_batch_size": 4, "triton_home": None}, (12,)),
     ]
     two = ServerUnderTest(fastapi, {**serving, "runtime": "torchscript", "max_batch_size": 8}, (13,))
     lineup = lineup_of(one, digits, [], ("http", "grpc"), ("image", "tensor"))
     assert [lane.name for lane in lineup.lanes] == [
-        "fastapi", "fastapi tensor", "triton", "triton grpc", "triton tensor"
-    ]  # fmt: skip
+        "fastapi",
+        "fastapi tensor",
+        "triton (python backend)",
+        "triton (python backend) grpc",
+        "triton (python backend) tensor",
+    ]
     ceiling = CeilingSpec(runtime="onnxruntime", precision="fp32", threads=1, workers=2, max_batch_size=8, cores=(0,))
     smaller = ceiling.model_copy(update={"max_batch_size": 4})
-    assert lineup.ceilings == {"fastapi": ceiling, "triton": smaller, "triton grpc": smaller}  # the lanes that decode
+    wheel = "triton (python backend)"
+    assert lineup.ceilings == {"fastapi": ceiling, wheel: smaller, f"{wheel} grpc": smaller}  # the lanes that decode
     assert {lane.server_process for lane in lineup.lanes} == {"fastapi, pid 11", "triton, pid 12"}
     some = select_lanes(lineup, ["triton grpc", "fastapi tensor"])
-    assert [lane.name for lane in some.lanes] == ["fastapi tensor", "triton grpc"]
-    assert (set(some.serving), set(some.ceilings)) == ({"fastapi tensor", "triton grpc"}, {"triton grpc"})
+    assert [lane.name for lane in some.lanes] == ["fastapi tensor", f"{wheel} grpc"]
+    assert (set(some.serving), set(some.ceilings)) == ({"fastapi tensor", f"{wheel} grpc"}, {f"{wheel} grpc"})
     with pytest.raises(TargetError, match="no lane torchserve; known lanes: fastapi, fastapi tensor"):
         select_lanes(lineup, ["fastapi", "torchserve"])
     mine = lane("mine", dialect="image", server="third party", path="/predict")
     both = lineup_of([*one, two], digits, [mine])
     assert [lane.name for lane in both.lanes] == [
-        "fastapi onnxruntime", "triton onnxruntime", "fastapi torchscript", "mine"
-    ]  # fmt: skip
+        "fastapi onnxruntime",
+        "triton (python backend) onnxruntime",
+        "fastapi torchscript",
+        "mine",
+    ]
     with pytest.raises(TargetError, match="two lanes"):
         named([mine, mine])
     with pytest.raises(TargetError, match="no lane"):

@@ -1,4 +1,4 @@
-"""Triton's python classifier, which runs our own runtimes, with two versions at once; OpenVINO on the other two servers.
+"""Triton with every runtime, and two versions at once; OpenVINO on the other two servers.
 
 The other combinations have tests of their own: onnxruntime on all three servers in test_servers.py, TorchScript on all three
 in test_guarded.py.
@@ -42,7 +42,6 @@ def triton(request: pytest.FixtureRequest, folder: Path, versions: list[Bundle])
         bundles=folder / "artifacts" / "bundles",
         models=tuple(bundle.name for bundle in versions),
         runtime=request.param,
-        triton_classifier="python",
         threads=1,
     )
     with running_stack(settings, ["triton"], folder / "artifacts" / "stack") as state:

@@ -1,5 +1,7 @@
 """Settings as the servers report them, in our units."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from bundle.store import Bundle
 from serving.clients.endpoint import ServerName
 from serving.deployment import Deployment
-from serving.servers.model_config import settings_of_classifier
+from serving.servers.model_config import settings_of_configs
 from serving.servers.server import server_class
 from serving.servers.torchserve import settings_of_description
 from serving.settings import ServingSettings
@@ -16,21 +18,23 @@ from serving.triton_server.repository import build_repository
 
 
 def test_tritons_microseconds_are_our_milliseconds(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
-    build_repository(digits, settings.model_copy(update={"queue_delay_ms": 2.5}).of("triton"), tmp_path)
-    text = (tmp_path / "digits_v1_classifier/config.pbtxt").read_text()
+    wanted = settings.model_copy(update={"queue_delay_ms": 2.5, "queue_size": 7}).of("triton")
+    build_repository(digits, wanted, tmp_path)
+    text = (tmp_path / "digits_v1_image/config.pbtxt").read_text()
     assert "max_queue_delay_microseconds: 2500 " in text
-    config = {
-        "platform": "onnxruntime_onnx",
+    (ours,) = re.findall(r'"settings" value: \{ string_value: (".*") \} \}', text)
+    image = {
+        "platform": "",
         "max_batch_size": 8,
         "dynamic_batching": {"max_queue_delay_microseconds": 2500},
         "instance_group": [{"count": 1}],
-        "parameters": {"intra_op_thread_count": {"string_value": "1"}},
+        "parameters": {"settings": {"string_value": json.loads(ours)}},
     }
-    preprocess = {"max_body_bytes": {"string_value": "1024"}, "max_image_pixels": {"string_value": "9"}}
-    admission = {"queue_size": {"string_value": "7"}, "request_timeout_s": {"string_value": "10.0"}}
-    reported = settings_of_classifier(config, {"parameters": preprocess}, {"parameters": admission})
-    assert reported["queue_delay_ms"] == 2.5
-    assert reported["queue_size"] == 7
+    native = image | {"platform": "onnxruntime_onnx", "parameters": {"intra_op_thread_count": {"string_value": "1"}}}
+    for classifier in (image, native):
+        reported = settings_of_configs(classifier, image)
+        assert reported == server_class("triton")(wanted, Deployment(()), Path()).expected_settings()
+    assert (reported["queue_delay_ms"], reported["queue_size"]) == (2.5, 7)
 
 
 def test_torchserves_milliseconds_are_whole_and_seconds_are_seconds(settings: ServingSettings) -> None:

@@ -22,15 +22,16 @@ pytestmark = [pytest.mark.integration, pytest.mark.destructive]
 def test_swapped_weights_are_found_and_replaced(
     stack: StackState, workplace: Path, other_weights: Bundle, digits: Bundle, run: Run
 ) -> None:
-    """Triton's classifier gets the weights of another bundle; verify says which lanes and which image, and the
-    supervisor starts Triton again with the right ones.
+    """Triton's model gets another bundle; verify says which lanes and which image, and the supervisor starts Triton again
+    with the right one.
     """
-    classifier = workplace / "artifacts/stack/triton/model_repository/digits_v1_classifier/1/model.onnx"
-    load = f"{endpoint_of(stack, 'triton').url}/v2/repository/models/digits_v1_classifier/load"
+    served = workplace / "artifacts/stack/triton/model_repository/digits_v1_image/1"
+    load = f"{endpoint_of(stack, 'triton').url}/v2/repository/models/digits_v1_image/load"
     before = now(workplace).servers["triton"]
     os.kill(stack.pid, signal.SIGSTOP)  # so that the supervisor does not come first
     try:
-        shutil.copyfile(other_weights.path / "model.onnx", classifier)
+        shutil.copytree(other_weights.path, served / "bundle", dirs_exist_ok=True)
+        os.utime(served / "model.py")
         assert before.pid is not None
         assert httpx.post(load, headers=triton_admin(before.pid), timeout=60).status_code == 200
         code, shown = run("verify", cwd=workplace)
@@ -54,7 +55,7 @@ def test_a_dead_stub_of_triton_is_repaired_without_a_restart(
     stubs = [
         child
         for child in psutil.Process(before.pid).children(recursive=True)
-        if any("digits_v1_preprocess" in word for word in child.cmdline())
+        if any("/digits_v1_image/" in word for word in child.cmdline())
     ]
     stubs[0].kill()
     state = until_ready(workplace, "triton", lambda state: state.repairs > before.repairs)

@@ -88,8 +88,7 @@ def images_and_batches(state: StackState, server: ServerName) -> tuple[float, fl
     if server == "torchserve":
         images = metric(state, server, "ts_inference_requests_total")
         return images, metric(state, server, "trident_inference_seconds_count")
-    (stats,) = httpx.get(f"{endpoint_of(state, server).url}/v2/models/digits_v1_classifier/stats").json()["model_stats"]
-    return stats["inference_count"], stats["execution_count"]
+    return metric(state, server, "trident_images_total"), metric(state, server, "trident_batches_total")
 
 
 def until_torchserve_has_counted(state: StackState) -> None:

@@ -1,7 +1,10 @@
 """The Triton deployment without Triton: the rendered repository, and what is refused before a start."""
 
+import json
 import os
 import re
+import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +20,8 @@ from bundle.errors import DeploymentError
 from bundle.store import Bundle
 from serving.clients.http_wire import API_KEY_HEADER
 from serving.deployment import Deployment
-from serving.servers import triton as triton_module
 from serving.servers.triton import TritonServer
 from serving.settings import ServingSettings
-from serving.triton_server.admission import Admission
 from serving.triton_server.control import TritonControl
 from serving.triton_server.environment import find_triton
 from serving.triton_server.repository import build_repository, model_names, remove_models, write_default
@@ -38,27 +39,21 @@ def config(repository: Path, model: str) -> str:
     return (repository / model / "config.pbtxt").read_text()
 
 
-def test_the_ensembles_and_their_parts(repository: Path) -> None:
+def test_a_version_s_models_and_the_public_name(repository: Path, digits: Bundle) -> None:
     files = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
+    bundle = {path.relative_to(digits.path).as_posix() for path in digits.path.rglob("*") if path.is_file()}
+    models = ("digits_v1_image", "digits_v1_classifier")
     assert files == {
         "digits/config.pbtxt",
         "digits_v1/config.pbtxt",
-        "digits_v1_admission/config.pbtxt",
-        "digits_v1_admission/1/model.py",
-        "digits_v1_admission/1/manifest.json",
-        "digits_v1_preprocess/config.pbtxt",
-        "digits_v1_preprocess/1/model.py",
-        "digits_v1_preprocess/1/manifest.json",
-        "digits_v1_classifier/config.pbtxt",
-        "digits_v1_classifier/1/model.onnx",
-        "digits_v1_postprocess/config.pbtxt",
-        "digits_v1_postprocess/1/model.py",
-        "digits_v1_postprocess/1/manifest.json",
+        *(f"{model}/config.pbtxt" for model in models),
+        *(f"{model}/1/model.py" for model in models),
+        *(f"{model}/1/bundle/{file}" for model in models for file in bundle),
     }
     for name in ("digits", "digits_v1"):
         assert (repository / name / "1").is_dir()  # an ensemble needs an empty version folder
         assert f'name: "{name}"' in config(repository, name)
-        assert 'model_name: "digits_v1_classifier"' in config(repository, name)
+        assert 'model_name: "digits_v1_image"' in config(repository, name)
 
 
 def test_another_version_touches_nothing_but_the_public_name(
@@ -81,45 +76,83 @@ def test_nothing_is_left_to_fill_in(repository: Path) -> None:
 
 
 def test_delays_are_microseconds(repository: Path) -> None:
-    assert "max_queue_delay_microseconds: 1500" in config(repository, "digits_v1_classifier")
+    for model in ("digits_v1_image", "digits_v1_classifier"):
+        assert "max_queue_delay_microseconds: 1500" in config(repository, model)
 
 
-def test_the_classifier_suits_the_public_image_too(repository: Path) -> None:
-    text = config(repository, "digits_v1_classifier")
-    assert 'platform: "onnxruntime_onnx"' in text
-    assert "dims: [ 3, 32, 32 ]" in text
-    assert "dims: [ 10 ]" in text
-    assert "kind: KIND_CPU count: 2" in text
-    assert re.search(r'"intra_op_thread_count" value: \{ string_value: "3" \}', text)
+def test_the_wheel_has_only_python_models(repository: Path) -> None:
+    for model in ("digits_v1_image", "digits_v1_classifier"):
+        text = config(repository, model)
+        assert 'backend: "python"' in text
+        assert "kind: KIND_CPU count: 2" in text
+        assert '\\"threads\\":3' in text
+    assert "dims: [ 3, 32, 32 ]" in config(repository, "digits_v1_classifier")
+    assert "dims: [ 10 ]" in config(repository, "digits_v1_classifier")
+    assert "native_classifier" not in config(repository, "digits_v1_image")
 
 
-def test_the_runtimes_of_triton_itself_and_the_python_backend(
-    settings: ServingSettings, digits: Bundle, tmp_path: Path
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A Triton laid out as in the public image."""
+    for backend in ("onnxruntime", "pytorch", "python"):
+        (tmp_path / "tritonserver/backends" / backend).mkdir(parents=True)
+    return tmp_path / "tritonserver"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "platform", "names", "weights"),
+    [
+        ("onnxruntime", "onnxruntime_onnx", ("image", "probabilities"), "model.onnx"),
+        ("torchscript", "pytorch_libtorch", ("image__0", "probabilities__0"), "model.pt"),
+    ],
+)
+def test_native_backends_classify_on_the_public_image(
+    settings: ServingSettings,
+    digits: Bundle,
+    tmp_path: Path,
+    image: Path,
+    runtime: str,
+    platform: str,
+    names: tuple[str, str],
+    weights: str,
 ) -> None:
-    for runtime, classifier, kind, names, weights in (
-        ("onnxruntime", "native", 'platform: "onnxruntime_onnx"', ("image", "probabilities"), "model.onnx"),
-        ("torchscript", "native", 'platform: "pytorch_libtorch"', ("image__0", "probabilities__0"), "model.pt"),
-        ("torchscript", "python", 'backend: "python"', ("image", "probabilities"), "bundle/model.pt"),
-        ("onnxruntime", "python", 'backend: "python"', ("image", "probabilities"), "bundle/model.onnx"),
-    ):
-        wanted = settings.model_copy(update={"runtime": runtime, "triton_classifier": classifier, "threads": 3}).of(
-            "triton"
-        )
-        build_repository(digits, wanted, tmp_path / runtime / classifier)
-        text = config(tmp_path / runtime / classifier, "digits_v1_classifier")
-        assert kind in text
-        assert f'name: "{names[0]}"' in text
-        assert f'name: "{names[1]}"' in text
-        assert f'key: "{names[0]}" value: "pixels"' in config(tmp_path / runtime / classifier, "digits")
-        assert (tmp_path / runtime / classifier / "digits_v1_classifier/1" / weights).is_file()
-        threads = re.search(r'(?i)intra_op_thread_count" value: \{ string_value: "3"|threads\\": ?3', text)
-        assert threads, text
+    changes = {"runtime": runtime, "triton_home": image, "workers": 2, "threads": 3, "queue_delay_ms": 1.5}
+    build_repository(digits, settings.model_copy(update=changes).of("triton"), tmp_path / "models")
+    classifier, model, _ = (config(tmp_path / "models", name) for name in model_names(digits))
+    assert f'platform: "{platform}"' in classifier
+    assert f'name: "{names[0]}"' in classifier
+    assert f'name: "{names[1]}"' in classifier
+    assert re.search(r'(?i)intra_op_thread_count" value: \{ string_value: "3"', classifier)
+    assert "count: 2" in classifier
+    assert "max_queue_delay_microseconds: 1500" in classifier
+    files = [path.name for path in (tmp_path / "models/digits_v1_classifier/1").iterdir()]
+    assert files == [weights]
+    (called,) = re.findall(r'"native_classifier" value: \{ string_value: (".*") \} \}', model)
+    assert json.loads(json.loads(called)) == {
+        "model": "digits_v1_classifier",
+        "version": 1,
+        "input_name": names[0],
+        "output_name": names[1],
+    }
+    assert "count: 6" in model
+    assert "max_queue_delay_microseconds: 0 " in model
 
 
-def test_gpu_instances(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
-    build_repository(digits, settings.model_copy(update={"device": "cuda"}).of("triton"), tmp_path)
-    assert "KIND_GPU" in config(tmp_path, "digits_v1_classifier")
-    assert "KIND_GPU" not in config(tmp_path, "digits_v1_preprocess")
+def test_a_triton_without_the_runtime_s_backend_gets_python_models(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, image: Path
+) -> None:
+    (image / "backends/pytorch").rmdir()
+    changes = {"runtime": "torchscript", "triton_home": image}
+    build_repository(digits, settings.model_copy(update=changes).of("triton"), tmp_path / "models")
+    assert 'backend: "python"' in config(tmp_path / "models", "digits_v1_classifier")
+    assert (tmp_path / "models/digits_v1_image/1/bundle/model.pt").is_file()
+
+
+def test_gpu_instances(settings: ServingSettings, digits: Bundle, tmp_path: Path, image: Path) -> None:
+    changes = {"device": "cuda", "triton_home": image}
+    build_repository(digits, settings.model_copy(update=changes).of("triton"), tmp_path / "models")
+    assert "KIND_GPU" in config(tmp_path / "models", "digits_v1_classifier")
+    assert "KIND_GPU" not in config(tmp_path / "models", "digits_v1_image")
 
 
 def test_no_queue_policy_that_stalls(repository: Path) -> None:
@@ -136,8 +169,10 @@ def test_the_wheels_triton_does_not_pretend_to_use_a_gpu(
         TritonServer(settings.model_copy(update={"device": device}), Deployment((digits,)), tmp_path).prepare()
 
 
-def test_tensorrt_is_refused_by_every_native_triton(settings: ServingSettings, digits: Bundle, tmp_path: Path) -> None:
-    wanted = settings.model_copy(update={"device": "tensorrt", "triton_home": tmp_path / "tritonserver"})
+def test_tensorrt_is_refused_by_every_native_triton(
+    settings: ServingSettings, digits: Bundle, tmp_path: Path, image: Path
+) -> None:
+    wanted = settings.model_copy(update={"device": "tensorrt", "triton_home": image})
     with pytest.raises(DeploymentError, match="use device = cuda"):
         TritonServer(wanted, Deployment((digits,)), tmp_path / "stack").prepare()
 
@@ -199,29 +234,44 @@ class FakeControl:
 def triton_with(
     control: FakeControl, settings: ServingSettings, repository: Path, tmp_path: Path, *served: Bundle
 ) -> TritonServer:
-    """A server with this control, model repository, and tables in `tmp_path`."""
-    quick = settings.model_copy(update={"request_timeout_s": 0.02})
-    server = TritonServer(quick, Deployment(served), tmp_path / "stack")
+    """A server with this control and model repository."""
+    server = TritonServer(settings, Deployment(served), tmp_path / "stack")
     server._control = cast(TritonControl, control)
     server._repository = repository
-    server._shared_prefix = f"{tmp_path}/table_"
     server.started(os.getpid())
     return server
 
 
-def test_what_was_lost_with_a_dead_stub_keeps_no_slots(
+HELD = """\
+trident_held_images{model="digits_v1_image",stub="4194305",version="1"} %d
+trident_held_images{model="digits_v2_image",stub="4194306",version="2"} 0
+"""
+
+
+def test_a_model_with_a_dead_stub_is_loaded_again(
     settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path
 ) -> None:
-    other = Bundle(digits.path, digits.manifest.model_copy(update={"version": 2}))
-    doors = [Admission(tmp_path / f"table_digits_v{version}", 4, timeout_s=60) for version in (1, 2)]
-    for door in doors:
-        assert door.take(4)
-    control = FakeControl("digits_v1_preprocess")
-    server = triton_with(control, settings, repository, tmp_path, digits, other)
-    assert str(server.probe()) == "dead stub of digits_v1_preprocess"
-    assert server.repair() == "loaded digits_v1_preprocess again"
-    assert control.calls == ["load digits_v1_preprocess"]
-    assert [door.waiting for door in doors] == [0, 4]
+    control = FakeControl("digits_v1_image")
+    with metrics_server(HELD % 0) as port:
+        ports = settings.ports.model_copy(update={"triton_metrics": port})
+        server = triton_with(control, settings.model_copy(update={"ports": ports}), repository, tmp_path, digits)
+        assert str(server.probe()) == "dead stub of digits_v1_image"
+        assert server.repair() == "loaded digits_v1_image again"
+    assert control.calls == ["load digits_v1_image"]
+
+
+def test_triton_is_ended_if_a_dead_stub_held_requests(
+    settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path
+) -> None:
+    """They would never be answered, and Triton would wait for them."""
+    control = FakeControl("digits_v1_image")
+    with metrics_server(HELD % 3) as port, subprocess.Popen(["sleep", "60"]) as process:
+        ports = settings.ports.model_copy(update={"triton_metrics": port})
+        server = triton_with(control, settings.model_copy(update={"ports": ports}), repository, tmp_path, digits)
+        server.started(process.pid)
+        assert server.repair() == "ended Triton, for a dead stub held 3 images"
+        assert process.wait(10) == -signal.SIGKILL
+    assert control.calls == []
 
 
 def test_triton_reports_what_it_answered(
@@ -230,11 +280,11 @@ def test_triton_reports_what_it_answered(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     text = """\
-# TYPE nv_inference_count counter
-nv_inference_count{model="digits_v1_classifier",version="1"} 3000
-nv_inference_count{model="digits_v1_preprocess",version="1"} 5000
-nv_inference_count{model="digits_v12_classifier",version="12"} 7
-nv_inference_exec_count{model="digits_v1_classifier",version="1"} 400
+# TYPE trident_images_total counter
+trident_images_total{model="digits_v1_image",stub="7",version="1"} 1000
+trident_images_total{model="digits_v1_image",stub="8",version="1"} 2000
+trident_images_total{model="digits_v12_image",stub="9",version="12"} 7
+trident_batches_total{model="digits_v1_image",stub="7",version="1"} 400
 """
 
     with metrics_server(text) as port:
@@ -244,26 +294,25 @@ nv_inference_exec_count{model="digits_v1_classifier",version="1"} 400
     assert triton.predictions_served(digits) is None
 
 
-def test_an_unloaded_version_is_gone_though_it_had_lost_images(
+def test_an_unloaded_version_is_gone(
     settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path
 ) -> None:
     control = FakeControl(*model_names(digits))
-    table = tmp_path / "table_digits_v1"
-    assert Admission(table, 4, timeout_s=0.02).take(2)
     triton_with(control, settings, repository, tmp_path).unload(digits)
-    assert control.calls == [f"unload {name}" for name in reversed(model_names(digits))]
+    assert control.calls == [f"unload {name}" for name in ("digits_v1", "digits_v1_image", "digits_v1_classifier")]
     assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
-    assert not table.exists()
 
 
-def test_a_version_that_images_still_wait_for_stays_loaded_until_a_restart(
+def test_a_version_that_still_answers_is_not_loaded_again(
     settings: ServingSettings, digits: Bundle, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_module, "count_waiting", lambda _path, _timeout_s: 3)
     control = FakeControl(*model_names(digits))
-    with pytest.raises(DeploymentError, match="3 images still wait for digits:1"):
-        triton_with(control, settings, repository, tmp_path).unload(digits)
-    assert control.calls == []
+    monkeypatch.setattr(control, "unload", lambda _name: None)
+    quick = settings.model_copy(update={"start_timeout_s": 0.05})
+    with pytest.raises(
+        DeploymentError, match="Triton has not unloaded digits_v1, digits_v1_classifier, digits_v1_image"
+    ):
+        triton_with(control, quick, repository, tmp_path).unload(digits)
     assert not [path for path in repository.iterdir() if path.name.startswith("digits_v1")]
 
 
