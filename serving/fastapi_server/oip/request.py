@@ -103,7 +103,7 @@ class Inference:
         )
         self.payloads: Sequence[bytes | Array]
         if served.is_classifier:
-            self.payloads = [np.ascontiguousarray(values)]
+            self.payloads = [np.array(values)]  # a copy: runtimes refuse read-only memory
             self._top_k = 0
         else:
             self.payloads = values.ravel().tolist()
