@@ -4,10 +4,12 @@ import itertools
 import re
 import time
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from tritonclient import http
 from tritonclient.utils import InferenceServerException
@@ -19,9 +21,11 @@ from serving.clients.endpoint import Endpoint
 from serving.clients.metrics import samples
 from serving.settings import ServingSettings
 from serving.stack.control import running_stack
-from tests.bursts import Answer, burst, grpc_burst
+from tests.answers import golden_faults
+from tests.bursts import Answer, burst, grpc_burst, in_flight
 from tests.images import encoded, gradient
 from tests.waiting import wait_until
+from tests.workplace import until_ready
 
 pytestmark = [pytest.mark.integration, pytest.mark.serial]
 
@@ -47,9 +51,10 @@ def test_the_classifier_is_warm_before_the_first_request(triton: Endpoint) -> No
     assert set(executions(triton, "digits_v1_classifier")) == {1, 4}
 
 
-def test_a_burst_beyond_triton_s_bound_is_refused_without_stalls(triton: Endpoint, digits: Bundle) -> None:
+def test_a_burst_beyond_triton_s_bound_is_refused_without_stalls(triton: Endpoint) -> None:
     """Triton's own bound made its batcher sleep for 500 ms at a time; ours must not."""
-    requests = [dialect_of("triton").http("digits", 1).request(digits.golden_inputs()[0][1], 1)] * 128
+    # They take longer to decode than this client takes to send them.
+    requests = [dialect_of("triton").http("digits", 1).request(encoded(gradient(1000, 1000)), 1)] * 128
 
     def longest_pause() -> float:
         answers = burst(triton.url, requests)
@@ -162,3 +167,33 @@ def test_an_overloaded_triton_refuses_at_once_and_answers_the_others(digits: Bun
     assert len(served) / crowded_s >= 0.8 * len(alone) / alone_s
     assert max(served) < 4
     assert np.median(refused) < 0.25 * max(served)
+
+
+def test_requests_of_a_dead_stub_end_with_triton(digits: Bundle, tmp_path: Path) -> None:
+    """The model holds images that take long to decode. Those that its process held would never be answered."""
+    settings = ServingSettings(bundles=digits.path.parents[1], models=(str(digits.path),), max_batch_size=4, threads=1)
+    request = dialect_of("triton").http("digits", 1).request(encoded(gradient(2000, 2000)))
+    with running_stack(settings, ["triton"], tmp_path / "artifacts" / "stack") as state:
+        (endpoint,) = state.endpoints()
+        before = state.servers["triton"]
+        assert {answer.code for answer in burst(endpoint.url, [request] * 64)} == {200}  # now it is known to be slow
+        with in_flight(endpoint.url, [request] * 64) as answers:
+            wait_until(lambda: held(endpoint) > 0, 10, pause_s=0.01)
+            assert before.pid is not None
+            (stub,) = [
+                child
+                for child in psutil.Process(before.pid).children(recursive=True)
+                if any("digits_v1_image" in word for word in child.cmdline())
+            ]
+            stub.kill()
+            started = time.monotonic()
+            with pytest.raises((HTTPException, OSError)):
+                answers()
+        assert time.monotonic() - started < 20
+        until_ready(tmp_path, "triton", lambda state: state.pid != before.pid)
+        assert golden_faults([endpoint], digits) == []
+
+
+def held(endpoint: Endpoint) -> float:
+    """The images that the models hold."""
+    return sum(value for name, _, value in samples(endpoint.metrics_url) if name == "trident_held_images")
