@@ -73,8 +73,7 @@ def test_ctrl_c_during_a_step_ends_the_demo_and_stops_the_servers(
     "moment",
     [
         "starting a stack",
-        "requests/s",
-        *(pytest.param(moment, marks=slow) for moment in ("reusing", "ready", "golden answers again")),
+        *(pytest.param(moment, marks=slow) for moment in ("reusing", "ready", "golden answers again", "requests/s")),
     ],
 )
 def test_ctrl_c_leaves_nothing(folder: Path, moment: str) -> None:
@@ -125,13 +124,16 @@ def ended(folder: Path) -> None:
 
 @pytest.mark.integration
 @pytest.mark.serial
-def test_a_second_run_reuses_the_bundle(folder: Path) -> None:
-    done = trident("demo", cwd=folder, timeout=300)
+@pytest.mark.parametrize("flags", [("--quick",), pytest.param((), marks=slow)])
+def test_a_second_run_reuses_the_bundle(flags: tuple[str, ...], folder: Path) -> None:
+    done = trident("demo", *flags, cwd=folder, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "reusing bundle digits:1" in done.stdout
     table = done.stdout[done.stdout.index("latency at concurrency 1") :]
     for server in ("fastapi", "torchserve", "triton"):
-        assert re.search(rf"{server} +16 of 16 +[\d.]+ +[\d.]+ +(?:[\d.]+|too few) +\d+ \(at \d+\) +0", table), table
+        assert re.search(
+            rf"{server}(?: \(python backend\))? +16 of 16 +[\d.]+ +[\d.]+ +(?:[\d.]+|too few) +\d+ \(at \d+\) +0", table
+        ), table
     (path,) = re.findall(r"report: (\S+\.html)", done.stdout)
     assert Path(path).is_file()
     assert processes_of(folder) == []

@@ -1,6 +1,6 @@
 """The command that runs everything once: demo."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,9 @@ commands = typer.Typer()
 
 
 @commands.command(rich_help_panel="Measurement")
-def demo() -> None:
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="One short round: the figures show little.")] = False,
+) -> None:
     """Run everything once: train on handwritten digits, export, deploy to three servers, verify, load-test, report, clean up."""
     from loadtest.settings import read_settings
     from serving.settings import load_settings
@@ -24,8 +26,9 @@ def demo() -> None:
     console.rule("1/4  model", align="left")
     bundle = _demo_bundle()
     console.rule("2/4  servers", align="left")
+    lengths = {"rounds": 1, "duration_s": 0.7, "initial_warmup_s": 1} if quick else {"duration_s": 2}
     settings = read_settings(
-        concurrency=(4, 16), duration_s=2, warmup_s=0.45, warmup_max_s=1, ceiling_s=0.5, calibration_s=0.5
+        concurrency=(4, 16), warmup_s=0.45, warmup_max_s=1, ceiling_s=0.5, calibration_s=0.5, **lengths
     )
     with open_lineup("all", bundle.name, None) as lineup:
         console.rule("3/4  verify", align="left")
