@@ -12,6 +12,9 @@ INSTALLER   ?= uv
 ARGS        ?=
 # How many processes run tests; those marked `serial` run alone afterwards.
 JOBS        ?= 2
+# A command that waits until nothing disturbs tests that measure time.
+QUIET_DOWN  ?= true
+COVER       := --cov --cov-append --cov-report=
 FAST        := not integration and not slow and not docker and not gpu
 
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
@@ -39,13 +42,18 @@ $(DOCS_VENV)/.ready: pyproject.toml constraints-docs.txt scripts/setup.sh $(VENV
 demo: setup  ## train, export, deploy to three servers, verify, load-test, report, clean up
 	@$(BIN)/trident demo $(ARGS)
 
-test: setup  ## the tests that need no server but small ones of their own
+test: test-parallel test-serial  ## the tests that need no server but small ones of their own
+
+test-parallel: setup
 	@$(BIN)/pytest -n $(JOBS) --dist worksteal -m '$(FAST) and not serial' $(ARGS)
+
+test-serial: setup
+	@$(QUIET_DOWN)
 	@$(BIN)/pytest -m '$(FAST) and serial' $(ARGS) || test $$? -eq 5  # 5: ARGS selects none of these
 
 coverage: setup  ## the same tests, and the share of the code that they run
 	@$(BIN)/coverage erase
-	@$(MAKE) --no-print-directory test ARGS='--cov --cov-append --cov-report= $(ARGS)'
+	@$(MAKE) --no-print-directory test ARGS='$(COVER) $(ARGS)'
 	@$(BIN)/coverage report | tail -n 1
 
 test-integration: setup  ## the tests that start the real servers
@@ -126,4 +134,4 @@ clean:  ## stop the servers, remove the environments and all artifacts
 	@if [ -x $(BIN)/trident ]; then $(BIN)/trident down --quiet || true; fi
 	rm -rf $(VENV) $(TRITON_VENV) $(PEERS_VENV) $(DOCS_VENV) $(GPU_VENV) artifacts mlruns .cache .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test coverage test-integration test-slow test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-precisions gpu-check gpu-wheels soak docs lint format lock clean
+.PHONY: help setup demo test test-parallel test-serial coverage test-integration test-slow test-all truth results compose-up compose-down compose-test bench-overhead bench-training bench-precisions gpu-check gpu-wheels soak docs lint format lock clean

@@ -173,16 +173,19 @@ def _openapi() -> dict[str, Any]:
 # --- results
 
 
+# A server's name, with the backend where it matters: what is left of a lane's name without runtime, protocol and input.
+LANE: Final = re.compile(rf"({'|'.join(SERVERS)})( \([\w ]+\))?")
+
+
 def results() -> str:
     """Each server's lane with onnxruntime and encoded images over HTTP, from the report of `make results`."""
     report = (DOCS / "results" / "digits" / "report.md").read_text()
     head, _, *body = (_cells(line) for line in report.splitlines() if line.startswith("|"))
-    rows = {
-        row[0].removesuffix(" onnxruntime"): dict(zip(head, row, strict=True)) for row in body if len(row) == len(head)
-    }
+    found = {row[0].removesuffix(" onnxruntime"): row for row in body if len(row) == len(head)}
+    rows = {name: dict(zip(head, row, strict=True)) for name, row in found.items() if LANE.fullmatch(name)}
     measured = re.findall(r"^Measured (\S+ on .*?);", report, re.MULTILINE)
     columns = [key for key in head if key.startswith(("p50", "highest requests", "at concurrency", "share of ceiling"))]
-    table = _table(["server", *columns], ([name, *(rows[name][key] for key in columns)] for name in SERVERS))
+    table = _table(["server", *columns], ([name, *(row[key] for key in columns)] for name, row in rows.items()))
     return f"{measured[0]}:\n\n{table}"
 
 
