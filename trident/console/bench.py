@@ -97,7 +97,7 @@ def show_headlines(result: Result) -> None:
     lines = headlines(result)
     slo = next((line.capacity for line in lines if line.capacity is not None and line.capacity.under_slo), None)
     title = f"{result.bundle}: latency at concurrency 1, highest requests/s"
-    table = Table(title=title, title_justify="left", box=None, header_style="dim")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
     columns = ["lane", "parity", "p50 ms", "p95 ms", "p99 ms", "requests/s", "errors"]
     columns[6:6] = [f"requests/s, {slo.condition}"] if slo is not None else []
     for column in columns:
