@@ -50,7 +50,7 @@ class TritonServer(Server):
 
     name: ClassVar[ServerName] = "triton"
     kill_targets: ClassVar[tuple[KillTarget, ...]] = (
-        KillTarget("a stub", "triton_python_backend_stub"),
+        KillTarget("the image model's stub", "_image/"),
         KillTarget("tritonserver"),
     )
     repair_description: ClassVar[str] = "Trident: model loaded again"
