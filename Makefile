@@ -54,7 +54,7 @@ test-serial: setup
 coverage: setup  ## the same tests, and the share of the code that they run
 	@$(BIN)/coverage erase
 	@$(MAKE) --no-print-directory test ARGS='$(COVER) $(ARGS)'
-	@$(BIN)/coverage report | tail -n 1
+	@$(BIN)/coverage report | grep '^TOTAL'
 
 test-integration: setup  ## the tests that start the real servers
 	@$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'integration and not slow and not gpu and not serial' $(ARGS)

@@ -63,7 +63,10 @@ def random_jpeg(chance: random.Random) -> bytes:
         exif = Image.Exif()
         exif[0x0112] = chance.randrange(1, 9)
         options["exif"] = exif
-    return encoded(image.convert(mode), "JPEG", **options)
+    try:
+        return encoded(image.convert(mode), "JPEG", **options)
+    except OSError:  # Pillow's buffer is too small for some combinations of options
+        return random_jpeg(chance)
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
