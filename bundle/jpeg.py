@@ -20,7 +20,7 @@ MAX_PIXELS: Final = 4_000_000
 _IS_ON: Final = os.environ.get(DECODER_VARIABLE) != "pillow"
 
 _START: Final = b"\xff\xd8\xff"
-_BASELINE, _SCAN, _ADOBE = 0xC0, 0xDA, 0xEE
+_BASELINE, _SCAN = 0xC0, 0xDA
 # Segments that do not change how the image is decoded: tables, restart interval, comment, application data but for
 # APP1 (EXIF), APP2 (several pictures in a file) and APP14 (Adobe's colour transform).
 _HARMLESS: Final = frozenset((0xC4, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE3, 0xEE), 0xEF))

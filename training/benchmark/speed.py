@@ -27,7 +27,7 @@ from training.trainer import Trainer
 Candidate = Callable[[TrainSettings, Dataset, Path], list[float]]
 
 
-class _Clock:
+class EpochClock:
     """A progress display that records when each epoch ends, after its checkpoints are written."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class _Clock:
 def _trainer(**options: object) -> Candidate:
     def train(settings: TrainSettings, dataset: Dataset, folder: Path) -> list[float]:
         settings = settings.model_copy(update={"channels_last": False} | options)
-        clock = _Clock()
+        clock = EpochClock()
         Trainer(settings, dataset, folder, clock).fit()
         return [end - start for start, end in pairwise(clock.ends)]
 

@@ -20,8 +20,8 @@ from PIL import Image
 
 from bundle.manifest import ImageInput
 from bundle.preprocess import Pixels
+from training.benchmark.speed import EpochClock
 from training.datasets import Dataset
-from training.progress import EpochResult
 from training.settings import TrainSettings, resolve_settings
 from training.trainer import Trainer
 from trident.gpu_check.context import CheckSettings, StepRows, short
@@ -63,7 +63,7 @@ def run(settings: CheckSettings, rows: StepRows) -> None:
 def _loader_figures(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
     """The rate at which augmented batches arrive if nothing is computed: training cannot be faster."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(settings, dataset, Path(folder), _Clock())
+        trainer = Trainer(settings, dataset, Path(folder), EpochClock())
         seconds = []
         for epoch in range(2):
             trainer.batches.epoch = epoch
@@ -74,26 +74,12 @@ def _loader_figures(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]
 
 
 def _training_figures(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
-    clock = _Clock()
+    clock = EpochClock()
     with tempfile.TemporaryDirectory() as folder:
         result = Trainer(settings, dataset, Path(folder), clock).fit()
     epoch_s = median([end - start for start, end in pairwise(clock.ends)][1:])
     images = len(dataset.train.labels)
     return {"images/s": images / epoch_s, "s per epoch": epoch_s, "test accuracy": result.test_accuracy}
-
-
-class _Clock:
-    """A progress display that records when each epoch ends."""
-
-    def __init__(self) -> None:
-        self.ends = [time.perf_counter()]
-
-    def batch_done(self, epoch: int, loss: float | None) -> None:
-        """Do nothing."""
-
-    def epoch_done(self, result: EpochResult, *, best: bool) -> None:
-        """Record the time."""
-        self.ends.append(time.perf_counter())
 
 
 @dataclass
