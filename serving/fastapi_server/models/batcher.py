@@ -228,7 +228,8 @@ class Batcher:
                 _fail(batch, error)
             self._finish(batch)
 
-    def _give_to_threads(self, jobs: Sequence[Job]) -> None:
+    def _give_to_threads(self, submitted: Sequence[Job]) -> None:
+        jobs = [job for job in submitted if not job.done]  # a job may be cancelled before it starts
         if not jobs:
             return
         self._in_threads.update(dict.fromkeys(jobs))

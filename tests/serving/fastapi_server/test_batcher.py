@@ -341,6 +341,22 @@ def test_a_cancelled_job_frees_its_place_in_the_queue() -> None:
     run(test)
 
 
+@DECODERS
+def test_a_job_that_is_cancelled_before_it_starts_leaves_nothing(decoders: int) -> None:
+    async def test() -> None:
+        model = Model()
+        async with batcher(model, decoders=decoders) as made:
+            cancelled = made.submit(bytes([1]), 0.05, lambda _: None)
+            made.cancel(cancelled)
+            await asyncio.sleep(0.1)  # past its deadline
+            assert result(await made.future(bytes([2]), 10)) == 2
+            assert made.depth == 0
+            assert made._in_threads == {}
+            assert model.batches == [[2]]
+
+    run(test)
+
+
 def test_decoder_threads_decode_large_images() -> None:
     """Meanwhile, the model answers other requests."""
     large = bytes(100_000)
